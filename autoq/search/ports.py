@@ -1,0 +1,127 @@
+"""What a search needs from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from autoq.core.choices import Candidate
+from autoq.core.measurements import Baseline, Measurement
+from autoq.search.outcome import Point
+from autoq.search.records import FinalMeasurement, SearchRecord, TrialRecord
+
+
+class Ledger(Protocol):
+    """Where searches and measurements are kept. Its contract: `autoq.testing.LedgerContract`.
+
+    Every method is one transaction: when it returns, kill -9 loses nothing it wrote.
+
+    Raises (every method):
+        StoreUnavailable: The database went away; trying again may help.
+    """
+
+    def create_search(self, record: SearchRecord) -> None:
+        """Add a search.
+
+        Raises:
+            StoreError: The name is taken.
+        """
+        ...
+
+    def update_search(self, record: SearchRecord) -> None:
+        """Replace the search of that name.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        ...
+
+    def load_search(self, name: str) -> SearchRecord | None:
+        """Return the search of that name, or None."""
+        ...
+
+    def list_searches(self) -> list[SearchRecord]:
+        """Return all searches, oldest first."""
+        ...
+
+    def delete_search(self, name: str) -> None:
+        """Remove a search, its trials, its final measurements and its Optuna study.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        ...
+
+    def add_trial(self, name: str, trial: TrialRecord) -> None:
+        """Add a trial. Adding the same number again replaces it, so a retry is harmless."""
+        ...
+
+    def load_trials(self, name: str) -> list[TrialRecord]:
+        """Return all trials by ascending number."""
+        ...
+
+    def save_finals(self, name: str, finals: Sequence[FinalMeasurement]) -> None:
+        """Replace the final measurements of a search."""
+        ...
+
+    def load_finals(self, name: str) -> list[FinalMeasurement]:
+        """Return the final measurements, in the order they were saved."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is, for views."""
+
+    n_done: int
+    n_total: int
+    n_feasible: int
+    n_failed: int
+    best: Point | None
+    elapsed_s: float
+    left_s: float | None  # None until a trial has shown how long one takes
+
+
+class SearchListener(Protocol):
+    """Whoever wants to see a search while it runs. Called between measurements, never during one."""
+
+    def on_phase(self, name: str, detail: str) -> None:
+        """Tell that a phase begins: `statistics`, `baseline`, `variants`, `trials`, `final round`."""
+        ...
+
+    def on_note(self, text: str) -> None:
+        """Tell something worth a line, such as a warning or a cache hit."""
+        ...
+
+    def on_trial_start(self, number: int, origin: str) -> None:
+        """Tell that a trial begins."""
+        ...
+
+    def on_trial_end(self, trial: TrialRecord, progress: Progress) -> None:
+        """Tell how a trial ended."""
+        ...
+
+
+class TrialRunner(Protocol):
+    """Where candidates are measured."""
+
+    def measure_baseline(self) -> Baseline:
+        """Score and time the float model, with the A/A control that gives the noise floor."""
+        ...
+
+    def run_trial(self, candidate: Candidate) -> Measurement:
+        """Assemble and measure one candidate on the search split.
+
+        Raises:
+            TrialError: The candidate failed; the runner is ready for the next one.
+        """
+        ...
+
+    def run_final(self, candidate: Candidate) -> FinalMeasurement:
+        """Measure one candidate afresh and for longer, and score it on the test split if there is one.
+
+        Raises:
+            TrialError: The candidate failed; the runner is ready for the next one.
+        """
+        ...

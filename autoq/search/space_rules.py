@@ -1,0 +1,68 @@
+"""What a search-space file says, before it meets a model: rules over globs of names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from autoq.core.choices import Calibration, Format, Granularity, Precision
+from autoq.core.layers import OpFamily
+
+
+@dataclass(frozen=True, slots=True)
+class SparsityRange:
+    """Grid of sparsities 0, step, 2 step, ... up to and including `maximum`; maximum 0 is none."""
+
+    maximum: float = 0.0
+    step: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """What layers matching a glob may be. None leaves what an earlier rule said."""
+
+    pattern: str
+    formats: tuple[Format, ...] | None = None
+    granularities: tuple[Granularity, ...] | None = None
+    calibrations: tuple[Calibration, ...] | None = None
+    weight_bits: tuple[int, int] | None = None  # inclusive
+    sparsity: SparsityRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRule:
+    """Where weightless ops of a family, and of names matching a glob, may run."""
+
+    family: OpFamily
+    pattern: str  # "*" for the whole family
+    precisions: tuple[Precision, ...]  # the first is what anchors use
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorLayerRule:
+    """How an anchor of the user's compresses layers matching a glob."""
+
+    pattern: str
+    format: Format
+    weight_bits: int | None = None
+    granularity: Granularity | None = None
+    calibration: Calibration | None = None
+    sparsity: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorRule:
+    """A candidate the user wants tried first. Layers no rule matches stay float."""
+
+    name: str
+    layers: tuple[AnchorLayerRule, ...]
+    graph: Mapping[OpFamily, Precision] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRules:
+    """A search space as written; later rules override earlier ones."""
+
+    layers: tuple[LayerRule, ...]
+    graph: tuple[GraphRule, ...] = ()
+    anchors: tuple[AnchorRule, ...] = ()

@@ -50,3 +50,12 @@ class ModelArtifact:
         shutil.copyfile(self.path, path)
         for extra in self.external:
             shutil.copyfile(extra, path.parent / extra.name)
+
+
+@dataclass(frozen=True)
+class AssembledModel:
+    """A candidate as the model that would be deployed."""
+
+    artifact: ModelArtifact
+    bundle_bytes: int  # estimate of the storage bundle
+    storage_only: tuple[str, ...]  # layers whose bits save bytes but no time

@@ -31,23 +31,26 @@ def front_rows(points: Points) -> list[int]:
 
 
 def knee_row(points: Points) -> int:
-    """Row farthest below the line from the first to the last point along the first objective.
+    """Row farthest from the line between the best row of the first objective and that of the second.
 
     Axes are scaled to the range of the given points. Fewer than three rows have no knee: the first
-    row is returned.
+    row is returned. A row that is best in both objectives is its own knee.
 
     Raises:
         ValueError: There are no rows.
     """
     if len(points) == 0:
         raise ValueError("an empty front has no knee")
+    if len(points) < 3:
+        return 0
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    start, end = scaled[scaled[:, 0].argmin()], scaled[scaled[:, 0].argmax()]
+    first = int(scaled[:, 0].argmin())
+    start, end = scaled[first], scaled[scaled[:, min(1, scaled.shape[1] - 1)].argmin()]
     chord = end - start
     length = float(np.linalg.norm(chord))
     if length == 0.0:
-        return 0
+        return first
     along = (scaled - start) @ chord / length
     distance = np.linalg.norm(scaled - start - np.outer(along, chord) / length, axis=1)
     return int(distance.argmax())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autoq.core.artifacts import AssembledModel as AssembledModel
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Candidate, Choice
 from autoq.core.data import Array, Feed
@@ -70,15 +71,6 @@ class Target(Protocol):
             TargetUnavailable: The device cannot be reached; trying again may help.
         """
         ...
-
-
-@dataclass(frozen=True)
-class AssembledModel:
-    """A candidate as the model that would be deployed."""
-
-    artifact: ModelArtifact
-    bundle_bytes: int  # estimate of the storage bundle
-    storage_only: tuple[str, ...]  # layers whose bits save bytes but no time
 
 
 class Assembler(Protocol):

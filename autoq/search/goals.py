@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from autoq.core.measurements import Baseline, Measurement
 
@@ -63,7 +64,7 @@ class Goals:
     maximize: bool = True
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["maximize", "minimize"]]:
         """Optuna direction of each objective's natural value."""
         upwards = (Objective.ACCURACY,) if self.maximize else ()
         return ["maximize" if o in upwards else "minimize" for o in self.objectives]

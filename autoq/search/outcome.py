@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoq.core.errors import UnknownNameError
-from autoq.core.fronts import front_rows, knee_row
+from autoq.core.fronts import dominates, front_rows, knee_row
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement
 from autoq.search.goals import Goals, Objective
 from autoq.search.records import FinalMeasurement, SearchRecord, TestAccuracy, TrialRecord, TrialState
@@ -201,10 +201,7 @@ def finalists(outcome: Outcome, limit: int) -> list[Point]:
     near = [
         point
         for mine, point in zip(optimistic, outcome.points, strict=True)
-        if not any(
-            all(o < m or o == m for o, m in zip(other, mine, strict=True)) and other != mine
-            for other in cautious
-        )
+        if not any(dominates(other, mine) for other in cautious)
     ]
     best = outcome.best or outcome.nearest
     chosen = {point.trial.number: point for point in (*outcome.front, *near)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,19 +54,37 @@ class Ledger(Protocol):
         ...
 
     def add_trial(self, name: str, trial: TrialRecord) -> None:
-        """Add a trial. Adding the same number again replaces it, so a retry is harmless."""
+        """Add a trial. Adding the same number again replaces it, so a retry is harmless.
+
+        A candidate has one measurement in a search: trials that repeat it share the latest.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        ...
+
+    def update_trial_seconds(self, name: str, number: int, seconds: Mapping[str, float]) -> None:
+        """Replace where one trial's time went: what storing it cost is known only afterwards.
+
+        Raises:
+            UnknownNameError: The search has no such trial.
+        """
         ...
 
     def load_trials(self, name: str) -> list[TrialRecord]:
-        """Return all trials by ascending number."""
+        """Return all trials by ascending number; none for an unknown name."""
         ...
 
     def save_finals(self, name: str, finals: Sequence[FinalMeasurement]) -> None:
-        """Replace the final measurements of a search."""
+        """Replace the final measurements of a search.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
         ...
 
     def load_finals(self, name: str) -> list[FinalMeasurement]:
-        """Return the final measurements, in the order they were saved."""
+        """Return the final measurements, in the order they were saved; none for an unknown name."""
         ...
 
 
@@ -100,6 +118,27 @@ class SearchListener(Protocol):
 
     def on_trial_end(self, trial: TrialRecord, progress: Progress) -> None:
         """Tell how a trial ended."""
+        ...
+
+
+class TrialHook(Protocol):
+    """Whoever follows the ledger: the Optuna study in the database, MLflow.
+
+    A hook whose server may be away keeps that to itself and catches up at the next `sync`; what it
+    raises ends the search.
+    """
+
+    @property
+    def part(self) -> str:
+        """Name under which its time is logged: `store`, `track`."""
+        ...
+
+    def sync(self, trials: Sequence[TrialRecord]) -> None:
+        """Take in those of all recorded trials that it has not heard of. Idempotent."""
+        ...
+
+    def on_trial_recorded(self, trial: TrialRecord) -> None:
+        """Take in one trial that the ledger has just committed."""
         ...
 
 

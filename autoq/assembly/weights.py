@@ -1,0 +1,87 @@
+"""Put compressed weights into a graph in the form the runtime wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from autoq.graph.values import add_initializer
+
+INT2_OPSET = 25
+_INT2_IR_VERSION = 13
+
+
+def pack_nibbles(integers: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack two 4-bit integers a byte, the first in the low half, as ONNX stores INT4."""
+    flat = _padded(integers, 2)
+    return ((flat[0::2] & 0xF) | ((flat[1::2] & 0xF) << 4)).astype(np.uint8)
+
+
+def pack_crumbs(integers: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack four 2-bit integers a byte, the first in the lowest bits, as ONNX stores INT2."""
+    flat = _padded(integers, 4) & 0x3
+    return (flat[0::4] | (flat[1::4] << 2) | (flat[2::4] << 4) | (flat[3::4] << 6)).astype(np.uint8)
+
+
+def _padded(integers: npt.NDArray[np.int8], multiple: int) -> npt.NDArray[np.uint8]:
+    flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
+    return np.pad(flat, (0, -flat.size % multiple))
+
+
+def add_grid(
+    model: ir.Model, before: ir.Node, name: str, integers: npt.NDArray[np.int8], bits: int
+) -> ir.Value:
+    """Add an int8 grid as an initializer of the narrowest type that holds it.
+
+    Grids of up to 4 bits are stored as INT4 (2 bits: INT2) behind a Cast to int8, which the runtime
+    folds at load: half or a quarter of the file at int8's speed. Opsets that lack the type store int8.
+    """
+    graph = model.graph
+    opset = model.opset_imports.get("", 0)
+    if bits > 4 or opset < 21:
+        return add_initializer(graph, name, integers)
+    narrow = bits <= 2
+    dtype, packed = (
+        (ir.DataType.INT2, pack_crumbs(integers)) if narrow else (ir.DataType.INT4, pack_nibbles(integers))
+    )
+    if narrow:
+        model.opset_imports[""] = max(opset, INT2_OPSET)
+        model.ir_version = max(model.ir_version, _INT2_IR_VERSION)
+    tensor = ir.PackedTensor(packed, dtype, shape=ir.Shape(integers.shape), name=f"{name}_packed")
+    cast = ir.Node(
+        "",
+        "Cast",
+        [add_initializer(graph, f"{name}_packed", tensor)],
+        [ir.AttrInt64("to", int(ir.DataType.INT8))],
+        name=f"{name}_unpack",
+    )
+    result = cast.outputs[0]
+    result.name, result.shape = name, ir.Shape(integers.shape)
+    result.type = ir.TensorType(ir.DataType.INT8)
+    graph.insert_before(before, cast)
+    return result
+
+
+def add_dequantized(
+    graph: ir.Graph,
+    before: ir.Node,
+    integers: ir.Value,
+    scales: npt.NDArray[Any],
+    *,
+    zero_dtype: type[np.int8] | type[np.int32],
+    axis: int,
+) -> ir.Value:
+    """Add a DequantizeLinear on an initializer, with the explicit zero point that fusion asks for."""
+    name = integers.name
+    scale = add_initializer(graph, f"{name}_scale", scales.astype(np.float32))
+    zero = add_initializer(graph, f"{name}_zero_point", np.zeros(scales.shape, zero_dtype))
+    attributes = [ir.AttrInt64("axis", axis)] if scales.ndim else []
+    node = ir.Node("", "DequantizeLinear", [integers, scale, zero], attributes, name=f"{name}_dequantize")
+    result = node.outputs[0]
+    result.name, result.shape = f"{name}_dequantized", integers.shape
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(before, node)
+    return result

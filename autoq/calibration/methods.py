@@ -1,0 +1,125 @@
+"""Calibration methods: a range for each tensor, derived from its histogram and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.calibration.summaries import TensorSummary
+from autoq.core.choices import Calibration
+
+_PERCENTILES = {
+    Calibration.PERCENTILE_99_9: 0.999,
+    Calibration.PERCENTILE_99_99: 0.9999,
+    Calibration.PERCENTILE_99_999: 0.99999,
+}
+_LEVELS = 256
+_STEPS = 64  # candidate clippings tried along each side
+Range = tuple[float, float]
+
+
+def activation_range(summary: TensorSummary, method: Calibration) -> Range:
+    """Return the (low, high) that a method keeps; always inside the extremes seen.
+
+    Raises:
+        ValueError: The method is `none`.
+    """
+    if method is Calibration.MINMAX:
+        return summary.low, summary.high
+    if method in _PERCENTILES:
+        return _percentile(summary, _PERCENTILES[method])
+    if method is Calibration.ENTROPY:
+        return _entropy(summary)
+    if method is Calibration.MSE:
+        return _mse(summary)
+    raise ValueError("the method 'none' gives no range")
+
+
+def _percentile(summary: TensorSummary, fraction: float) -> Range:
+    """Cut the tails that hold 1 - fraction of the mass each; a one-sided tensor keeps its zero."""
+    cumulative = np.cumsum(summary.counts) / summary.n_values
+    edges = summary.centers + summary.width / 2
+    high = float(edges[int(np.searchsorted(cumulative, fraction))])
+    below = np.concatenate([[0.0], cumulative[:-1]])  # mass left of each bin
+    low = float(edges[int(np.searchsorted(below, 1.0 - fraction, side="right")) - 1] - summary.width)
+    return max(low, summary.low) if summary.low < 0 else summary.low, min(high, summary.high)
+
+
+def _mse(summary: TensorSummary) -> Range:
+    """Minimise E(x - Q(x))^2 over both ends, one end at a time."""
+    low, high = min(summary.low, 0.0), max(summary.high, 0.0)
+    occupied = summary.counts > 0
+    values, weights = summary.centers[occupied], summary.counts[occupied].astype(np.float64)
+    shrink = np.linspace(1.0, 1.0 / _STEPS, _STEPS)
+    for _ in range(2):
+        highs = high * shrink if high > 0 else np.array([high])
+        high = float(highs[_errors(values, weights, np.full_like(highs, low), highs).argmin()])
+        lows = low * shrink if low < 0 else np.array([low])
+        low = float(lows[_errors(values, weights, lows, np.full_like(lows, high)).argmin()])
+    return low, high
+
+
+def _errors(
+    values: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    lows: npt.NDArray[np.float64],
+    highs: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Squared error of 256-level grids over [low, high], one value a grid."""
+    scale = np.maximum((highs - lows) / (_LEVELS - 1), np.finfo(np.float64).tiny)[:, None]
+    clipped = np.clip(values, lows[:, None], highs[:, None])
+    rounded = np.rint(clipped / scale) * scale
+    squared: npt.NDArray[np.float64] = (rounded - values) ** 2 @ weights
+    return squared
+
+
+def _entropy(summary: TensorSummary) -> Range:
+    """Threshold on |x| whose quantised histogram diverges least from the clipped one.
+
+    After S. Migacz, "8-bit Inference with TensorRT" (2017): for each threshold the bins beyond it
+    are added to the last one (P), P is merged into the quantiser's levels and spread again (Q), and
+    KL(P || Q) is minimised. A two-sided tensor has half of the levels on each side.
+    """
+    half = len(summary.counts) // 2
+    folded = summary.counts[half:] + summary.counts[:half][::-1]
+    # The spike that ReLU leaves at zero is exact in every grid; it would drown the tail's divergence.
+    folded[0] = folded[1]
+    levels = _LEVELS if summary.low >= 0 else _LEVELS // 2
+    occupied = np.flatnonzero(folded)
+    n_used = int(occupied[-1]) + 1 if len(occupied) else 0
+    if n_used <= levels:
+        return summary.low, summary.high
+    stops = np.unique(np.linspace(levels, n_used, _STEPS * 2).astype(int))
+    divergences = [_divergence(folded, int(stop), levels) for stop in stops]
+    threshold = float(stops[int(np.argmin(divergences))]) * summary.width
+    return max(summary.low, -threshold), min(summary.high, threshold)
+
+
+def _divergence(folded: npt.NDArray[np.int64], stop: int, levels: int) -> float:
+    reference = folded[:stop].astype(np.float64)
+    inside = reference.copy()
+    reference[-1] += folded[stop:].sum()
+    level = np.arange(stop) * levels // stop
+    occupied = inside > 0
+    mass = np.bincount(level, weights=inside, minlength=levels)
+    width = np.bincount(level, weights=occupied.astype(np.float64), minlength=levels)
+    spread = np.where(occupied, (mass / np.maximum(width, 1.0))[level], 0.0)
+    return _kl(reference, spread)
+
+
+def _kl(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+    """KL divergence of two histograms; where q is empty and p is not it gets a thousandth count."""
+    q = np.where((q == 0) & (p > 0), 1e-3, q)
+    p, q = p / p.sum(), q / q.sum()
+    used = p > 0
+    return float(np.sum(p[used] * np.log(p[used] / q[used])))
+
+
+def all_ranges(
+    summaries: dict[str, TensorSummary], methods: tuple[Calibration, ...]
+) -> dict[str, dict[Calibration, Range]]:
+    """Derive the range of every tensor by every method."""
+    return {
+        name: {method: activation_range(summary, method) for method in methods}
+        for name, summary in summaries.items()
+    }

@@ -1,0 +1,62 @@
+"""The fixed sequence of rewrites that every model goes through before anything looks at it.
+
+The result is the baseline: whatever a candidate gains, it gains over this graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxscript.optimizer
+import onnxscript.version_converter
+
+from autoq.graph.fold_batchnorm import FoldBatchNorm
+from autoq.graph.fold_matmul_bias import FoldMatMulBias
+from autoq.graph.naming import NameNodes
+from autoq.graph.use_global_pool import UseGlobalPool
+
+# Int4 initializers, and a Cast that reads them, came with opset 21.
+WANTED_OPSET = 21
+_IR_VERSION = 10
+
+
+def canonicalize(model: ir.Model) -> ir.Model:
+    """Rewrite a model in place into the form the rest of autoq expects, and return it.
+
+    Functions are inlined, constants lifted and folded, batch norms folded, biases joined to their
+    layers, nodes named, metadata stripped. The function computed stays the same up to rounding.
+    """
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    _raise_opset(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        common.ShapeInferencePass()(model)
+        onnxscript.optimizer.fold_constants(model, output_size_limit=16 * 2**20)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.IdentityEliminationPass()(model)
+    FoldBatchNorm()(model)
+    FoldMatMulBias()(model)
+    UseGlobalPool()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    NameNodes()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = "autoq", None
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    return model
+
+
+def _raise_opset(model: ir.Model) -> None:
+    """Bring the default opset to the wanted one; where a node has no conversion it stays."""
+    version = model.opset_imports.get("", WANTED_OPSET)
+    if version >= WANTED_OPSET:
+        return
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        onnxscript.version_converter.convert_version(model, WANTED_OPSET, fallback=True)

@@ -1,0 +1,125 @@
+"""Turn a torch module into an ONNX model, once."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from autoq.core.errors import ModelError
+from autoq.core.python_objects import load_object
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInput:
+    """Shape and dtype of one example input; axes named by a str are dynamic."""
+
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    low: float = 0.0
+    high: float = 1.0  # integers are drawn from [low, high)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[Any]]:
+        """Draw an array of this shape; a dynamic axis gets length 2, which no exporter specialises."""
+        shape = [2 if isinstance(axis, str) else axis for axis in self.shape]
+        dtype = np.dtype(self.dtype)
+        if dtype.kind in "iu":
+            return rng.integers(int(self.low), max(int(self.high), int(self.low) + 1), shape).astype(dtype)
+        return rng.uniform(self.low, self.high, shape).astype(dtype)
+
+
+def export_torch(
+    reference: str,
+    base: Path,
+    example: Mapping[str, ExampleInput],
+    checkpoint: Path | None = None,
+) -> ir.Model:
+    """Export the module that a factory makes, with dynamic axes where the example names them.
+
+    Args:
+        reference: `package.module:factory` or `file.py:factory`; called without arguments.
+        base: Folder that relative file names refer to.
+        example: Inputs by the name of forward's parameter, in its order.
+        checkpoint: State dict, read with `weights_only=True`.
+
+    Raises:
+        ModelError: The factory, the checkpoint or the export fails.
+    """
+    torch = importlib.import_module("torch")
+    module = _build_module(torch, reference, base)
+    if checkpoint is not None:
+        _load_checkpoint(torch, module, checkpoint)
+    rng = np.random.default_rng(0)
+    args = tuple(torch.from_numpy(spec.draw(rng)) for spec in example.values())
+    dynamic = [
+        {axis: torch.export.Dim(size) for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in example.values()
+    ]
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                args,
+                dynamo=True,
+                input_names=list(example),
+                dynamic_shapes=tuple(dynamic),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter runs the user's code and wraps whatever it raises
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{reference}: torch.onnx.export failed: {reason}") from error
+    model = program.model
+    assert isinstance(model, ir.Model)
+    return model
+
+
+def _build_module(torch: Any, reference: str, base: Path) -> Any:
+    factory = load_object(reference, base)
+    if not callable(factory):
+        raise ModelError(f"{reference}: expected a callable that returns a torch.nn.Module")
+    try:
+        module = factory()
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(f"{reference}: the factory raised {type(error).__name__}: {error}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"{reference}: expected a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _load_checkpoint(torch: Any, module: Any, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise ModelError(f"{checkpoint}: no such checkpoint file")
+    try:
+        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{checkpoint}: not a state dict of the module: {reason}",
+            hint="it is read with weights_only=True",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and deprecation chatter off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

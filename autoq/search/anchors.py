@@ -1,0 +1,136 @@
+"""Anchors: what a user could get by hand, tried before anything is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autoq.core.choices import FLOAT, Calibration, Candidate, Choice, Format, Granularity, Precision
+from autoq.core.errors import SpecError
+from autoq.core.layers import Layer
+from autoq.core.names import matching
+from autoq.evaluation.ports import Target
+from autoq.search.space import LayerSpace, SearchSpace
+from autoq.search.space_building import unmatched_glob
+from autoq.search.space_rules import AnchorLayerRule, AnchorRule, SpaceRules
+
+# Widest first; the anchor of a layer takes the first one it has.
+_PERCENTILES = (
+    Calibration.PERCENTILE_99_999,
+    Calibration.PERCENTILE_99_99,
+    Calibration.PERCENTILE_99_9,
+)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A candidate to try first, under a name for people."""
+
+    name: str  # `float`, `int8/channel/minmax`, or the user's
+    candidate: Candidate
+
+
+def build_anchors(
+    space: SearchSpace, rules: SpaceRules, layers: Sequence[Layer], target: Target
+) -> list[Anchor]:
+    """List the float model, one uniform candidate per kind of label, then the user's own.
+
+    Of candidates with one digest the first stays. The user's may lie outside the space.
+
+    Raises:
+        SpecError: A user's anchor names a layer that does not exist or a choice the target refuses.
+    """
+    float_model = Candidate.of(
+        {layer.name: FLOAT for layer in space.layers},
+        {op.name: Precision.FLOAT for op in space.ops},
+    )
+    found = [Anchor("float", float_model), *_uniform_anchors(space)]
+    found += [_user_anchor(rule, space, layers, target) for rule in rules.anchors]
+    first: dict[str, Anchor] = {}
+    for anchor in found:
+        first.setdefault(anchor.candidate.digest, anchor)
+    return list(first.values())
+
+
+def _uniform_anchors(space: SearchSpace) -> Iterator[Anchor]:
+    labels = dict.fromkeys(label for layer in space.layers for label in layer.labels)
+    legal = [Choice.from_label(label) for label in labels if label != FLOAT.label]
+    for fmt, granularity in dict.fromkeys((choice.format, choice.granularity) for choice in legal):
+        offered = [c.calibration for c in legal if (c.format, c.granularity) == (fmt, granularity)]
+        for methods in _calibrations_tried(offered):
+            label = Choice.of(fmt, granularity=granularity, calibration=methods[0]).label
+            choices = {layer.name: _nearest(layer, fmt, granularity, methods) for layer in space.layers}
+            yield Anchor(label, Candidate.of(choices, _usual_graph(space)))
+
+
+def _calibrations_tried(offered: list[Calibration]) -> list[tuple[Calibration, ...]]:
+    """Methods of each anchor, by preference: minmax, and the widest percentile that a layer has.
+
+    Where the space has neither, its first method stands in, so that every format has an anchor.
+    """
+    percentiles = tuple(method for method in _PERCENTILES if method in offered)
+    tried = [(Calibration.MINMAX,)] if Calibration.MINMAX in offered else []
+    return [*tried, *([percentiles] if percentiles else [])] or [(offered[0],)]
+
+
+def _nearest(
+    layer: LayerSpace, fmt: Format, granularity: Granularity, methods: tuple[Calibration, ...]
+) -> Choice:
+    """Return the wanted choice or the nearest the layer may be: the same format, else fp32."""
+
+    def distance(label: str) -> tuple[bool, int]:
+        choice = Choice.from_label(label)
+        rank = methods.index(choice.calibration) if choice.calibration in methods else len(methods)
+        return (choice.granularity is not granularity, rank)
+
+    same_format = [label for label in layer.labels if Choice.from_label(label).format is fmt]
+    if same_format:
+        return layer.choose(min(same_format, key=distance))
+    return layer.choose(FLOAT.label if FLOAT.label in layer.legal else layer.labels[0])
+
+
+def _usual_graph(space: SearchSpace) -> dict[str, Precision]:
+    graph = {op.name: Precision.FLOAT for op in space.ops}
+    for group in space.graph:
+        graph.update(dict.fromkeys(group.ops, group.precisions[0]))
+    return graph
+
+
+def _user_anchor(rule: AnchorRule, space: SearchSpace, layers: Sequence[Layer], target: Target) -> Anchor:
+    where = f"space.anchors.{rule.name}"
+    choices = {layer.name: FLOAT for layer in space.layers}
+    for layer_rule in rule.layers:
+        names = matching(layer_rule.pattern, choices)
+        if not names:
+            raise unmatched_glob(where, layer_rule.pattern, choices)
+        choices.update(dict.fromkeys(names, _choice_of(layer_rule, where)))
+    for layer in layers:
+        choice = choices[layer.name]
+        if choice != FLOAT and not (verdict := target.judge(layer, choice)).legal:
+            raise SpecError(
+                f"{where}: {target.name} cannot run {choice} on {layer.name!r}", hint=verdict.reason
+            )
+    return Anchor(rule.name, Candidate.of(choices, _graph_of(rule, space, where, target)))
+
+
+def _choice_of(rule: AnchorLayerRule, where: str) -> Choice:
+    try:
+        return Choice.of(
+            rule.format,
+            weight_bits=rule.weight_bits,
+            granularity=rule.granularity,
+            calibration=rule.calibration,
+            sparsity=rule.sparsity,
+        )
+    except ValueError as error:
+        raise SpecError(f"{where}.{rule.pattern}: {error}") from error
+
+
+def _graph_of(rule: AnchorRule, space: SearchSpace, where: str, target: Target) -> dict[str, Precision]:
+    """Graph-wide choices of the user's anchor: those it names, the rest as other anchors have it."""
+    for family, precision in rule.graph.items():
+        verdict = target.judge_op(family)
+        if precision is Precision.INT8 and not verdict.legal:
+            raise SpecError(f"{where}: {target.name} cannot run {family} in int8", hint=verdict.reason)
+    usual = _usual_graph(space)
+    return {op.name: rule.graph.get(op.family, usual[op.name]) for op in space.ops}

@@ -1,0 +1,172 @@
+"""The search space of one model on one target: what each layer may be, as parameters to propose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision
+from autoq.core.layers import OpFamily, WeightlessOp
+
+BitRange = tuple[int, int]  # inclusive
+Params = Mapping[str, Any]  # parameter name -> label, bits, sparsity or precision
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryParam:
+    """One of several names without an order."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerParam:
+    """A whole number between two bounds, both included."""
+
+    name: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class GridParam:
+    """A number on the grid low, low + step, ..., high."""
+
+    name: str
+    low: float
+    high: float
+    step: float
+
+
+Param = CategoryParam | IntegerParam | GridParam
+
+
+@dataclass(frozen=True)
+class LayerSpace:
+    """What one layer may be: labels with the bit range each runs at, and a grid of sparsities."""
+
+    name: str
+    legal: Mapping[str, BitRange]  # `Choice.label` -> bits, in the order of the rules
+    sparsities: tuple[float, ...] = (0.0,)  # evenly spaced, ascending
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the legal choices, without bits and sparsity."""
+        return tuple(self.legal)
+
+    @property
+    def bits(self) -> BitRange:
+        """Range over all labels; a label that runs at fewer clamps. Float alone has one value."""
+        ranges = [bits for label, bits in self.legal.items() if label != FLOAT.label]
+        if not ranges:
+            return (FLOAT_BITS, FLOAT_BITS)
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+    @property
+    def params(self) -> list[Param]:
+        """Parameters of the layer; what has one value is fixed and no parameter."""
+        found: list[Param] = []
+        if len(self.legal) > 1:
+            found.append(CategoryParam(f"{self.name}/format", self.labels))
+        low, high = self.bits
+        if low < high:
+            found.append(IntegerParam(f"{self.name}/bits", low, high))
+        if len(self.sparsities) > 1:
+            first, second = self.sparsities[:2]
+            step = round(second - first, 6)
+            found.append(GridParam(f"{self.name}/sparsity", first, self.sparsities[-1], step))
+        return found
+
+    def choose(self, label: str, *, bits: int | None = None, sparsity: float | None = None) -> Choice:
+        """Build a legal choice: bits are clamped to what the label runs at, by default its widest."""
+        low, high = self.legal[label]
+        clamped = high if bits is None else min(max(bits, low), high)
+        return Choice.from_label(
+            label,
+            weight_bits=clamped,
+            sparsity=self.sparsities[0] if sparsity is None else sparsity,
+        )
+
+    def decode(self, params: Params) -> Choice:
+        """Read the layer's choice out of a proposal."""
+        label = params.get(f"{self.name}/format", self.labels[0])
+        bits, sparsity = params.get(f"{self.name}/bits"), params.get(f"{self.name}/sparsity")
+        return self.choose(label, bits=bits, sparsity=sparsity)
+
+    def encode(self, choice: Choice) -> dict[str, Any]:
+        """Write a choice as parameter values; every parameter gets one, also where it means nothing."""
+        low, high = self.bits
+        nearest = min(self.sparsities, key=lambda sparsity: abs(sparsity - choice.sparsity))
+        values = {
+            f"{self.name}/format": choice.label,
+            f"{self.name}/bits": min(max(choice.weight_bits, low), high),
+            f"{self.name}/sparsity": nearest,
+        }
+        return {param.name: values[param.name] for param in self.params}
+
+
+@dataclass(frozen=True)
+class GraphSpace:
+    """Where one group of weightless ops may run, decided together."""
+
+    name: str  # `graph/add`, `graph/add:layer1.*`
+    family: OpFamily
+    ops: tuple[str, ...]
+    precisions: tuple[Precision, ...]  # the first is what anchors use
+
+    @property
+    def params(self) -> list[Param]:
+        """The parameter of the group, unless it is fixed."""
+        return [CategoryParam(self.name, self.precisions)] if len(self.precisions) > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something the rules ask for and the target does not run."""
+
+    layers: tuple[str, ...]  # names of layers, or of weightless ops
+    what: str  # a format, a label, `int8/channel/minmax at 8 bits`, a family of ops
+    reason: str
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Every candidate a strategy may propose."""
+
+    layers: tuple[LayerSpace, ...]
+    graph: tuple[GraphSpace, ...] = ()
+    ops: tuple[WeightlessOp, ...] = ()  # of the model; one in no group is float
+    refusals: tuple[Refusal, ...] = ()
+
+    @cached_property
+    def params(self) -> tuple[Param, ...]:
+        """What a strategy proposes, layer by layer, then the graph."""
+        of_layers = [param for layer in self.layers for param in layer.params]
+        return (*of_layers, *(param for group in self.graph for param in group.params))
+
+    def decode(self, params: Params) -> Candidate:
+        """Build the candidate of a proposal; every layer and weightless op is named in it."""
+        graph = dict.fromkeys((op.name for op in self.ops), Precision.FLOAT)
+        for group in self.graph:
+            precision = Precision(params.get(group.name, group.precisions[0]))
+            graph.update(dict.fromkeys(group.ops, precision))
+        return Candidate.of({layer.name: layer.decode(params) for layer in self.layers}, graph)
+
+    def encode(self, candidate: Candidate) -> dict[str, Any] | None:
+        """Inverse of `decode`: a value for every parameter, or None for a candidate outside the space."""
+        params: dict[str, Any] = {}
+        for layer in self.layers:
+            choice = candidate.by_layer.get(layer.name, FLOAT)
+            if choice.label not in layer.legal:
+                return None
+            params.update(layer.encode(choice))
+        for group in self.graph:
+            precisions = {candidate.by_op.get(op, Precision.FLOAT) for op in group.ops}
+            if len(precisions) > 1 or not precisions <= set(group.precisions):
+                return None
+            if group.params:
+                params[group.name] = str(precisions.pop())
+        return params if self.decode(params) == candidate else None

@@ -1,0 +1,2 @@
+-- MLflow's migration table has the name of Optuna's, so each gets a database; `autoq` exists already.
+CREATE DATABASE mlflow;

@@ -1,0 +1,1 @@
+"""Ready search spaces, read as package data of `autoq.search_spaces`."""

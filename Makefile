@@ -19,6 +19,7 @@ demo: $(INSTALLED) $(DIGITS)/data/digits.onnx ## train a small network, search i
 	$(BIN)/autoq search $(DIGITS)/spec.yaml --latency-budget 50%
 	@rm -rf $(DEMO)
 	$(BIN)/autoq export digits --select best --out $(DEMO)
+	@echo "plot of the front: $${AUTOQ_HOME:-autoq-home}/artifacts/digits   exported model: $(DEMO)"
 
 test: lint ## lint, then run all tests
 	$(BIN)/pytest -q -n 2 --dist loadfile

@@ -51,18 +51,26 @@ class Stitcher:
         """Decide where integers flow and with which scales."""
         return build_plan(self._blocks, candidate, self._ranges)
 
+    def variants(self, candidate: Candidate) -> dict[str, Variant]:
+        """Return the compressed weights of every layer."""
+        return self._variants.get_all(weight_choices(self._choices(candidate)))
+
+    def _choices(self, candidate: Candidate) -> dict[str, Choice]:
+        return {name: candidate.by_layer.get(name, FLOAT) for name in self._layers}
+
     def assemble(self, candidate: Candidate) -> AssembledModel:
         """Build the model of a candidate.
 
         Raises:
             TrialError: The candidate needs a tensor that the statistics have not seen.
         """
-        choices = {name: candidate.by_layer.get(name, FLOAT) for name in self._layers}
-        variants = self._variants.get_all(weight_choices(choices))
+        variants = self.variants(candidate)
         artifact = build_model(self._model, self._blocks, self.plan(candidate), variants)
         packed = sum(variant.bundle_bytes for variant in variants.values())
         storage_only = tuple(
-            name for name, choice in choices.items() if not self._is_native(self._layers[name], choice)
+            name
+            for name, choice in self._choices(candidate).items()
+            if not self._is_native(self._layers[name], choice)
         )
         return AssembledModel(artifact, packed + self._leftover_bytes + _BUNDLE_OVERHEAD, storage_only)
 

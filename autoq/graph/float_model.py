@@ -69,7 +69,10 @@ def build_float_model(model: ir.Model) -> FloatModel:
     Raises:
         ModelError: It has no layer that can be compressed, or a weight is not finite.
     """
-    graph = canonicalize(model)
+    return _describe(canonicalize(model))
+
+
+def _describe(graph: ir.Model) -> FloatModel:
     layers = tuple(find_layers(graph))
     if not layers:
         raise ModelError(
@@ -98,3 +101,12 @@ def serialize(model: ir.Model) -> ModelArtifact:
     if size > _PROTOBUF_LIMIT:
         raise ModelError(f"the model holds {size / 2**30:.1f} GiB of weights; at most 2 GiB are supported")
     return ModelArtifact.from_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def reload_float_model(path: Path) -> FloatModel:
+    """Read a model that `FloatModel.artifact` wrote: canonical already, names and all.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    return _describe(load_onnx(path))

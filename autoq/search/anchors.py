@@ -38,7 +38,8 @@ def build_anchors(
     Of candidates with one digest the first stays. The user's may lie outside the space.
 
     Raises:
-        SpecError: A user's anchor names a layer that does not exist or a choice the target refuses.
+        SpecError: A glob of a user's anchor matches nothing, or the target refuses its choice: on any
+            layer, or for the glob `*` on all of them (else those it refuses stay float).
     """
     float_model = Candidate.of(
         {layer.name: FLOAT for layer in space.layers},
@@ -98,19 +99,32 @@ def _usual_graph(space: SearchSpace) -> dict[str, Precision]:
 
 def _user_anchor(rule: AnchorRule, space: SearchSpace, layers: Sequence[Layer], target: Target) -> Anchor:
     where = f"space.anchors.{rule.name}"
-    choices = {layer.name: FLOAT for layer in space.layers}
+    by_name = {layer.name: layer for layer in layers}
+    claims: dict[str, AnchorLayerRule] = {}  # the last rule that matches a layer has it
     for layer_rule in rule.layers:
-        names = matching(layer_rule.pattern, choices)
+        names = matching(layer_rule.pattern, by_name)
         if not names:
-            raise unmatched_glob(where, layer_rule.pattern, choices)
-        choices.update(dict.fromkeys(names, _choice_of(layer_rule, where)))
-    for layer in layers:
-        choice = choices[layer.name]
-        if choice != FLOAT and not (verdict := target.judge(layer, choice)).legal:
-            raise SpecError(
-                f"{where}: {target.name} cannot run {choice} on {layer.name!r}", hint=verdict.reason
-            )
+            raise unmatched_glob(where, layer_rule.pattern, by_name)
+        claims.update(dict.fromkeys(names, layer_rule))
+    choices = dict.fromkeys(by_name, FLOAT)
+    for layer_rule in dict.fromkeys(claims.values()):
+        mine = [by_name[name] for name, claimed_by in claims.items() if claimed_by is layer_rule]
+        choices.update(_claimed(layer_rule, mine, where, target))
     return Anchor(rule.name, Candidate.of(choices, _graph_of(rule, space, where, target)))
+
+
+def _claimed(rule: AnchorLayerRule, layers: Sequence[Layer], where: str, target: Target) -> dict[str, Choice]:
+    """Choices of the layers of one rule; under `*` those that the target refuses are left out."""
+    choice = _choice_of(rule, where)
+    verdicts = {layer.name: target.judge(layer, choice) for layer in layers}
+    legal = {name: choice for name, verdict in verdicts.items() if choice == FLOAT or verdict.legal}
+    refused = [name for name in verdicts if name not in legal]
+    if refused and (rule.pattern != "*" or not legal):
+        raise SpecError(
+            f"{where}: {target.name} cannot run {choice} on {refused[0]!r}",
+            hint=verdicts[refused[0]].reason,
+        )
+    return legal
 
 
 def _choice_of(rule: AnchorLayerRule, where: str) -> Choice:
@@ -128,9 +142,9 @@ def _choice_of(rule: AnchorLayerRule, where: str) -> Choice:
 
 def _graph_of(rule: AnchorRule, space: SearchSpace, where: str, target: Target) -> dict[str, Precision]:
     """Graph-wide choices of the user's anchor: those it names, the rest as other anchors have it."""
-    for family, precision in rule.graph.items():
+    for family in {op.family for op in space.ops} & rule.graph.keys():
         verdict = target.judge_op(family)
-        if precision is Precision.INT8 and not verdict.legal:
+        if rule.graph[family] is Precision.INT8 and not verdict.legal:
             raise SpecError(f"{where}: {target.name} cannot run {family} in int8", hint=verdict.reason)
     usual = _usual_graph(space)
     return {op.name: rule.graph.get(op.family, usual[op.name]) for op in space.ops}

@@ -106,7 +106,8 @@ class _Loop:
     """The trials so far, and what follows from them: no state that the ledger could not rebuild."""
 
     def __init__(self, record: SearchRecord, plan: Plan, services: Services) -> None:
-        assert record.baseline is not None, "the baseline is measured before the trials"
+        if record.baseline is None:
+            raise ValueError(f"search {record.name!r} has no baseline; it is measured before the trials")
         self._record, self._plan, self._services = record, plan, services
         self._strategy = Strategy(
             plan.strategy, space=plan.space, goals=plan.goals, baseline=record.baseline, seed=plan.seed

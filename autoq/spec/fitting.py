@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from autoq.core.data import Affine, Array, Batch
 from autoq.core.errors import DataError
 from autoq.core.layers import TensorSpec
+from autoq.spec.problems import did_you_mean
 from autoq.spec.sources import RawArray, RawBatch
 
 
@@ -51,9 +51,7 @@ def model_dtype(spec: TensorSpec) -> np.dtype[Any]:
 def _check_names(raw: RawBatch, inputs: Sequence[TensorSpec]) -> None:
     names = [spec.name for spec in inputs]
     for unknown in sorted(raw.inputs.keys() - set(names)):
-        nearest = difflib.get_close_matches(unknown, names, n=1)
-        expected = f"did you mean {nearest[0]!r}?" if nearest else f"its inputs are {', '.join(names)}"
-        raise DataError(f"{raw.place}: the model has no input {unknown!r}, {expected}")
+        raise DataError(f"{raw.place}: the model has no input {unknown!r}, {did_you_mean(unknown, names)}")
     if missing := [name for name in names if name not in raw.inputs]:
         raise DataError(f"{raw.place}: no array for model input {missing[0]!r}")
 
@@ -103,7 +101,7 @@ def _casts(given: str, wanted: str) -> bool:
 
 def _cast(array: RawArray, values: Array, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
     lowest, highest = _limits(dtype)
-    low, high = values.min(), values.max()
+    low, high = values.min().item(), values.max().item()
     if low < lowest or high > highest:
         raise DataError(
             f"{array.place} holds values from {low} to {high}, "

@@ -6,9 +6,10 @@ import itertools
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -64,20 +65,28 @@ def _read_npz(source: NpzSource, where: str) -> RawBatch:
     return RawBatch(inputs, labels or None, f"{where}: {source.npz}")
 
 
-def _open_npz(path: Path, where: str) -> Any:
+@contextmanager
+def _open_npz(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+    # Opened here, because np.load leaves a file open that turns out to be broken.
+    with _open_file(path, where) as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{where}.npz: {path}: not an npz file, or a broken one") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{where}.npz: {path}: expected an npz file, got a single array")
+        yield archive
+
+
+def _open_file(path: Path, where: str) -> BinaryIO:
     try:
-        archive = np.load(path, allow_pickle=False)
+        return path.open("rb")
     except FileNotFoundError as error:
         raise DataError(f"{where}.npz: {path}: no such file") from error
     except IsADirectoryError as error:
         raise DataError(f"{where}.npz: {path}: is a folder, expected an npz file") from error
     except OSError as error:
-        raise DataError(f"{where}.npz: {path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where}.npz: {path}: not an npz file, or a broken one") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{where}.npz: {path}: expected an npz file, got a single array")
-    return archive
+        raise DataError(f"{where}.npz: {path}: cannot be read: {error.strerror}") from error
 
 
 def _read_member(archive: Mapping[str, Any], array: str, path: Path, where: str) -> RawArray:

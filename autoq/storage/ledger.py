@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -93,6 +93,15 @@ class SqlLedger:
             keys = {"search_id": search_id}
             values = {**_trial_values(trial), "measurement_id": measurement_id}
             _upsert(connection, TRIALS, keys, "number", values)
+
+    def update_trial_seconds(self, name: str, number: int, seconds: Mapping[str, float]) -> None:
+        """See `Ledger.update_trial_seconds`."""
+        with self._writing() as connection:
+            search_id = self._search_id(connection, name)
+            row = (TRIALS.c.search_id == search_id) & (TRIALS.c.number == number)
+            changed = connection.execute(sa.update(TRIALS).where(row).values(seconds=dict(seconds)))
+            if changed.rowcount == 0:
+                raise UnknownNameError(f"search {name!r} has no trial {number}")
 
     def load_trials(self, name: str) -> list[TrialRecord]:
         """See `Ledger.load_trials`."""

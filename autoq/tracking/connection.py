@@ -36,12 +36,13 @@ def talking_to(tracking_uri: str) -> Iterator[None]:
     Raises:
         InfrastructureError: The tracking server or its database failed; trying again may help.
     """
-    with _LOCK, _environment(_SETTINGS), _quiet(_CHATTY):
+    with _LOCK, _environment(_SETTINGS):
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            yield
+            with _quiet(_CHATTY):  # only now: importing MLflow sets its level
+                yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             shown = without_credentials(tracking_uri)
             reason = " ".join(str(error).replace(tracking_uri, shown).split())[:_MAX_MESSAGE_LENGTH]

@@ -73,19 +73,21 @@ def spec_text(record: SearchRecord) -> str:
 
 
 def trial_name(record: SearchRecord, trial: TrialRecord) -> str:
-    """Name a child run so that it speaks: `t012 −0.3 pt 4.6x int8`.
-
-    The change is that of the metric for the better or worse: minus is worse, whichever way it runs.
-    """
+    """Name a child run so that it speaks: `t012 −0.3 pt 4.6x int8+fp32`."""
     formats = _formats(trial.candidate)
     if trial.measurement is None:
         return f"t{trial.number:03d} {trial.state} {formats}"
-    gain = -trial.measurement.accuracy.drop
-    # Built-in metrics are fractions; of a user's function only the user knows the unit.
-    change = f"{100 * gain:+.1f} pt" if isinstance(record.spec["metric"], str) else f"{gain:+.3g}"
     repeat = " repeat" if trial.state is TrialState.REPEATED else ""
-    speedup = trial.measurement.latency.speedup
-    return f"t{trial.number:03d}{repeat} {change.replace('-', '−')} {speedup:.1f}x {formats}"
+    score = score_text(record.spec, trial.measurement.accuracy)
+    return f"t{trial.number:03d}{repeat} {score} {trial.measurement.latency.speedup:.1f}x {formats}"
+
+
+def score_text(spec: Mapping[str, Any], accuracy: Accuracy) -> str:
+    """Say how good a candidate is: `−0.3 pt` against the baseline, or the value of a user's metric."""
+    if not isinstance(spec["metric"], str):
+        return f"{metric_name(spec)} {accuracy.value:.4g}"
+    # The built-in metrics are fractions, higher is better. Adding zero turns -0.0 into 0.0.
+    return f"{round(-100 * accuracy.drop, 1) + 0.0:+.1f} pt".replace("-", "−")
 
 
 def trial_params(candidate: Candidate) -> dict[str, str]:

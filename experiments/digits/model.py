@@ -1,4 +1,4 @@
-"""A small residual network for 32x32 digits, with depthwise-separable stages between its residual blocks."""
+"""A small residual network for 32x32 digits, with depthwise-separable convolutions between its stages."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ import torch
 from torch import Tensor, nn
 
 
-class ConvNorm(nn.Sequential):
-    """Convolution without bias, then batch norm, which the ONNX exporter folds into it."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
-    ) -> None:
-        super().__init__()
-        padding = kernel // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a padded convolution without bias; the batch norm after it has one."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around a skip connection."""
+    """Two convolutions around a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(channels, channels, 3)
-        self.conv2 = ConvNorm(channels, channels, 3)
+        self.conv1 = conv3x3(channels, channels)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+        inner = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(x + self.norm2(self.conv2(inner)))
 
 
 class Separable(nn.Module):
-    """A depthwise 3x3 convolution with a stride of two, then a pointwise one."""
+    """A depthwise convolution that halves the image, then a pointwise one."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.depthwise = ConvNorm(in_channels, in_channels, 3, stride=2, groups=in_channels)
-        self.pointwise = ConvNorm(in_channels, out_channels, 1)
+        self.depthwise = conv3x3(in_channels, in_channels, stride=2, groups=in_channels)
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.pointwise(torch.relu(self.depthwise(x))))
+        x = torch.relu(self.norm1(self.depthwise(x)))
+        return torch.relu(self.norm2(self.pointwise(x)))
 
 
 class DigitsNet(nn.Module):
@@ -47,7 +46,8 @@ class DigitsNet(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.stem = ConvNorm(1, width, 3)
+        self.stem = conv3x3(1, width)
+        self.norm = nn.BatchNorm2d(width)
         self.stage1 = Residual(width)
         self.down1 = Separable(width, 2 * width)
         self.stage2 = nn.Sequential(Residual(2 * width), Residual(2 * width))
@@ -57,7 +57,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.stage1(torch.relu(self.stem(image)))
+        x = self.stage1(torch.relu(self.norm(self.stem(image))))
         x = self.stage2(self.down1(x))
         x = self.stage3(self.down2(x))
         logits: Tensor = self.head(self.pool(x).flatten(1))
@@ -65,6 +65,6 @@ class DigitsNet(nn.Module):
 
 
 def create_model() -> DigitsNet:
-    """Return the untrained network with the same weights every time, ready for inference."""
+    """Return the untrained network, with the same weights every time."""
     torch.manual_seed(0)
     return DigitsNet().eval()

@@ -225,7 +225,7 @@ def test_names_that_are_not_there_are_said(tmp_path: Path, spec_with_data: Maker
         (npz("b", "z"), "data.search.labels: d.npz has no array 'z', only a, b, c, a_y, b_y, c_y"),
         (
             npz("b", model_input="y"),
-            f"data.search: {here}/d.npz: the model has no input 'y', its inputs are x",
+            f"data.search: {here}/d.npz: the model has no input 'y', expected one of x",
         ),
         ({**good, "npz": "no.npz"}, f"data.search.npz: {here}/no.npz: no such file"),
         ({**good, "npz": "."}, f"data.search.npz: {here}: is a folder, expected an npz file"),

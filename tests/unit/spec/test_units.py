@@ -53,7 +53,7 @@ def test_every_formatted_fraction_is_read_back(fraction: float) -> None:
 
 
 @given(
-    value=st.integers(1, 2**40), unit=st.sampled_from([("B", 1), ("KB", 1000), ("KiB", 1024), ("MB", 10**6)])
+    value=st.integers(1, 2**32), unit=st.sampled_from([("B", 1), ("KB", 1000), ("KiB", 1024), ("MB", 10**6)])
 )
 def test_every_formatted_size_is_read_back(value: int, unit: tuple[str, int]) -> None:
     assert parse_bytes(f"{value}{unit[0]}") == value * unit[1]
@@ -64,7 +64,8 @@ def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_duration(text, where="--time-budget")
     assert str(caught.value) == (
-        f"--time-budget: expected a duration above 0 with its unit, such as 500ms, 90s, 10m or 1h, got {text!r}"
+        "--time-budget: expected a duration above 0 with its unit, "
+        f"such as 500ms, 90s, 10m or 1h, got {text!r}"
     )
 
 

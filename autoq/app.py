@@ -1,0 +1,466 @@
+"""The composition root: the one place that picks concrete parts and wires them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoq.core.choices import Choice, Format
+from autoq.core.errors import StoreError, UnknownNameError
+from autoq.evaluation.ports import Target, Verdict
+from autoq.home import Home
+from autoq.preparation import (
+    Preparation,
+    foreseeable,
+    load_model,
+    open_runner,
+    prepare,
+    prepare_statistics,
+    prepare_variants,
+    time_float_model,
+    timed,
+)
+from autoq.search.engine import Plan, Services, Stop, run_search
+from autoq.search.finals import MAX_FINALISTS, run_finals
+from autoq.search.outcome import Outcome, Point, build_outcome
+from autoq.search.ports import SearchListener
+from autoq.search.records import SearchRecord, SearchState, TrialRecord
+from autoq.spec.loading import spec_digest, spec_from_json
+from autoq.spec.schema import SearchSpec
+from autoq.storage.ledger import SqlLedger
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from autoq.core.layers import ModelSummary
+    from autoq.tracking.resilient import ResilientTracker
+
+_log = logging.getLogger("autoq")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search will cost, said before it starts."""
+
+    n_trials: int
+    n_anchors: int
+    search_s: float  # trials, upper estimate
+    finals_s: float  # final round, upper estimate
+    disk_bytes: int
+    refusals: tuple[str, ...]  # what the target will not run, one line each
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model as autoq sees it, and what a target says of every format."""
+
+    summary: ModelSummary
+    latency_share: Mapping[str, float]  # by layer, of the float model's profile
+    verdicts: Mapping[str, Mapping[str, Verdict]]  # layer -> format -> verdict
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What one of the home's caches holds."""
+
+    name: str
+    n_files: int
+    n_bytes: int
+
+
+class App:
+    """Everything a command can ask for. Views pass a listener; nothing here prints."""
+
+    def __init__(self, home: Path) -> None:
+        """Open the home and its store.
+
+        Raises:
+            StoreError: The home cannot be written, or the database cannot be reached.
+        """
+        self.home = Home.open(home)
+        self.ledger = SqlLedger(self.home.storage_url)
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.ledger.close()
+
+    # --- searching -------------------------------------------------------------------------------
+
+    def estimate(self, spec: SearchSpec, listener: SearchListener) -> Estimate:
+        """Prepare as a search would, measure nothing, store nothing, and say what it would cost."""
+        return _estimate(prepare(spec, self.home, listener))
+
+    def search(
+        self,
+        spec: SearchSpec,
+        listener: SearchListener,
+        *,
+        resume: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_estimate: Callable[[Estimate], None] = lambda estimate: None,
+    ) -> Outcome:
+        """Search a model, or return the outcome of the same search when it is finished already.
+
+        Raises:
+            UserError: Whatever the user can mend, before anything is stored.
+            InfrastructureError: The store or the target went away; `resume=True` goes on.
+        """
+        known = self.ledger.load_search(spec.name)
+        self._check_name(spec, known, resume=resume)
+        if known is not None and known.state is SearchState.FINISHED and not resume:
+            listener.on_note(f"search {spec.name!r} is finished already; this is what it found")
+            return self.outcome(spec.name)
+        ready = prepare(spec, self.home, listener)
+        if known is not None and known.model_digest != ready.content_digest:
+            raise StoreError(
+                f"search {spec.name!r} was started on another model or other data",
+                hint="give the new search another name, or delete the old one",
+            )
+        on_estimate(_estimate(ready))
+        return self._run(ready, known, listener, should_stop)
+
+    def _check_name(self, spec: SearchSpec, known: SearchRecord | None, *, resume: bool) -> None:
+        if known is None:
+            return  # nothing to resume: a search that starts is as good
+        if known.spec_digest != spec_digest(spec):
+            raise StoreError(
+                f"search {spec.name!r} exists with another spec",
+                hint=f"choose another name, or `autoq delete {spec.name}` first",
+            )
+        if not resume and known.state is not SearchState.FINISHED:
+            raise StoreError(
+                f"search {spec.name!r} exists and is {known.state}", hint="go on with it by --resume"
+            )
+
+    def _run(
+        self,
+        ready: Preparation,
+        known: SearchRecord | None,
+        listener: SearchListener,
+        should_stop: Callable[[], bool],
+    ) -> Outcome:
+        spec = ready.spec
+        tracker = self._tracker(listener)
+        # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
+        preparing = threading.Thread(target=tracker.prepare, daemon=True)
+        preparing.start()
+        statistics = prepare_statistics(ready, self.home, listener)
+        prepare_variants(ready, self.home, listener)
+        preparing.join()
+        with open_runner(ready, statistics, self.home, known.baseline if known else None) as runner:
+            record = self._start(ready, known)
+            if record.baseline is None:
+                listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
+                with timed(ready.seconds, "baseline"):
+                    baseline = runner.measure_baseline()
+                record = record.but(baseline=baseline, preparation_s=dict(ready.seconds))
+                self.ledger.update_search(record)
+            _log.info("preparation took %s", _seconds_text(ready.seconds))
+            tracker.start_search(record)
+            hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
+            services = Services(self.ledger, runner, listener, hooks, should_stop)
+            plan = _plan(ready)
+            stop = run_search(record, plan, services)
+            if stop.state is SearchState.FINISHED:
+                outcome = run_finals(record.but(message=stop.message), plan, services)
+            else:
+                outcome = self.outcome(spec.name)
+        self._publish(outcome, stop, tracker, listener)
+        return self.outcome(spec.name)
+
+    def _start(self, ready: Preparation, known: SearchRecord | None) -> SearchRecord:
+        if known is not None:
+            return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown
+        record = SearchRecord(
+            name=ready.spec.name,
+            spec=ready.spec.to_json(),
+            spec_digest=spec_digest(ready.spec),
+            state=SearchState.RUNNING,
+            created_at=time.time(),
+            model_digest=ready.content_digest,
+            environment=ready.environment,
+        )
+        self.ledger.create_search(record)
+        return record
+
+    def _publish(
+        self, outcome: Outcome, stop: Stop, tracker: ResilientTracker, listener: SearchListener
+    ) -> None:
+        """Draw the plot, write the recipe of the best point, and bring MLflow up to date."""
+        name = outcome.record.name
+        artifacts = self.write_artifacts(outcome)
+        tracker.finish_search(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+        _log.info("search %s: %s", name, stop.message)
+        listener.on_phase("done", stop.message)
+
+    def _tracker(self, listener: SearchListener) -> ResilientTracker:
+        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
+        from autoq.tracking.resilient import ResilientTracker
+
+        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
+        return ResilientTracker(MlflowTracker(uri, artifact_root), listener.on_note)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def outcome(self, name: str) -> Outcome:
+        """Derive what a search found from the store.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        record = self.record(name)
+        goals = spec_from_json(record.spec).goals
+        return build_outcome(record, goals, self.ledger.load_trials(name), self.ledger.load_finals(name))
+
+    def record(self, name: str) -> SearchRecord:
+        """Return a search.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        record = self.ledger.load_search(name)
+        if record is None:
+            known = ", ".join(search.name for search in self.ledger.list_searches()) or "none"
+            raise UnknownNameError(f"no search named {name!r}", hint=f"known searches: {known}")
+        return record
+
+    def trials(self, name: str) -> list[TrialRecord]:
+        """Return all trials of a search.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        self.record(name)
+        return self.ledger.load_trials(name)
+
+    def searches(self) -> list[SearchRecord]:
+        """Return all searches, oldest first."""
+        return self.ledger.list_searches()
+
+    def delete(self, name: str) -> None:
+        """Remove a search and its artifacts; its runs in MLflow stay.
+
+        Raises:
+            UnknownNameError: No search has that name.
+        """
+        self.record(name)
+        self.ledger.delete_search(name)
+        shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
+
+    def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
+        """Write plot and recipe of a search into the home; return them by artifact name."""
+        from autoq.exporting import write_recipe
+        from autoq.tracking.plots import plot_pareto
+
+        if not outcome.points:
+            return {}
+        folder = self.home.artifacts(outcome.record.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {}
+        for suffix in ("png", "svg"):
+            plot = folder / f"pareto.{suffix}"
+            plot_pareto(outcome, plot)
+            paths[plot.name] = plot
+        best = outcome.best or outcome.nearest
+        if best is not None:
+            paths |= write_recipe(self.home, outcome, best, folder)
+        return paths
+
+    # --- taking away -----------------------------------------------------------------------------
+
+    def export(self, name: str, select: str, out: Path, listener: SearchListener) -> Point:
+        """Write a point of a search as a folder that deploys without autoq, and check what was written.
+
+        Raises:
+            UserError: No such point, or `out` is taken.
+            UnfaithfulModel: What was written does not compute what was measured.
+        """
+        from autoq.exporting import export_point
+
+        outcome = self.outcome(name)
+        point = outcome.select(select)
+        export_point(self.home, outcome, point, out, listener)
+        return point
+
+    def apply(self, recipe: Path, model: Path, out: Path) -> int:
+        """Rebuild a deployed model from its recipe and the float model; return its size in bytes.
+
+        Raises:
+            UserError: The recipe or the model cannot be read, or do not belong together.
+        """
+        from autoq.exporting import apply_recipe_file
+
+        return apply_recipe_file(recipe, model, out)
+
+    def sync(self, name: str) -> int:
+        """Replay a search into MLflow; return the number of trials that were missing there.
+
+        Raises:
+            InfrastructureError: The tracking server cannot be reached.
+        """
+        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
+
+        outcome = self.outcome(name)
+        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
+        tracker = MlflowTracker(uri, artifact_root)
+        artifacts = self.write_artifacts(outcome)
+        return tracker.sync(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+
+    # --- caches ----------------------------------------------------------------------------------
+
+    def cache_use(self) -> list[CacheUse]:
+        """Say what each cache of the home holds."""
+        uses = []
+        for folder in sorted(self.home.cache.glob("*")):
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            uses.append(CacheUse(folder.name, len(files), sum(path.stat().st_size for path in files)))
+        return uses
+
+    def prune_cache(self, keep_bytes: int) -> int:
+        """Delete cached files, least recently used first, until at most `keep_bytes` are left.
+
+        Returns:
+            Bytes freed.
+        """
+        files = [path for path in self.home.cache.rglob("*") if path.is_file()]
+        sized = sorted((path.stat().st_atime, path.stat().st_size, path) for path in files)
+        excess = sum(size for _, size, _ in sized) - keep_bytes
+        freed = 0
+        for _, size, path in sized:
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
+        return freed
+
+
+def inspect_model(path: Path) -> Inspection:
+    """Read a model and say what could be done to it on this machine's CPU.
+
+    Raises:
+        ModelError: The file cannot be read or has nothing to compress.
+    """
+    from autoq.spec.schema import OnnxModelSpec
+    from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
+    from autoq.targets.profile import latency_shares
+
+    model = load_model(OnnxModelSpec(path=str(path)))
+    target = OnnxRuntimeTarget()
+    return Inspection(
+        model.summary, latency_shares(model.artifact, model.summary), _verdicts(model.summary, target)
+    )
+
+
+class _StudyHook:
+    """Keeps the Optuna study in the database in step with the ledger."""
+
+    part = "store"
+
+    def __init__(self, home: Home, record: SearchRecord, ready: Preparation) -> None:
+        from autoq.storage.study import StudyLedger
+
+        self._record, self._space, self._goals = record, ready.space, ready.spec.goals
+        self._study = StudyLedger(
+            home.storage_url,
+            record.name,
+            directions=self._goals.directions,
+            metric_names=[str(objective) for objective in self._goals.objectives],
+        )
+        self._frozen: list[FrozenTrial] = []
+
+    def sync(self, trials: Sequence[TrialRecord]) -> None:
+        """Add the trials that the study has not heard of."""
+        self._frozen = [self._freeze(trial) for trial in trials]
+        self._study.sync(self._frozen)
+
+    def on_trial_recorded(self, trial: TrialRecord) -> None:
+        """Add one trial."""
+        self._frozen.append(self._freeze(trial))
+        self._study.sync(self._frozen)
+
+    def _freeze(self, trial: TrialRecord) -> FrozenTrial:
+        from autoq.search.strategies import to_frozen
+
+        assert self._record.baseline is not None
+        frozen = to_frozen(trial, self._goals, self._record.baseline, self._space)
+        frozen.number = trial.number
+        return frozen
+
+
+class _TrackingHook:
+    """Shows trials in MLflow while the search runs."""
+
+    part = "track"
+
+    def __init__(self, tracker: ResilientTracker, record: SearchRecord, spec: SearchSpec) -> None:
+        self._tracker, self._record, self._goals = tracker, record, spec.goals
+
+    def sync(self, trials: Sequence[TrialRecord]) -> None:
+        """Add the trials that MLflow has not heard of."""
+        for trial in trials:
+            self.on_trial_recorded(trial)
+
+    def on_trial_recorded(self, trial: TrialRecord) -> None:
+        """Add one trial."""
+        measured, baseline = trial.measurement, self._record.baseline
+        assert baseline is not None
+        feasible = measured is not None and self._goals.feasible(measured, baseline)
+        self._tracker.log_trial(self._record, trial, feasible=feasible)
+
+
+def _plan(ready: Preparation) -> Plan:
+    search = ready.spec.search
+    return Plan(
+        goals=ready.spec.goals,
+        space=ready.space,
+        anchors=tuple(ready.anchors),
+        strategy=search.strategy,
+        n_trials=search.trials,
+        seed=search.seed,
+        time_budget_s=search.time_budget_s,
+        patience=search.patience,
+    )
+
+
+def _estimate(ready: Preparation) -> Estimate:
+    """Bound the cost from above: every trial takes the float model's time and the whole timing budget."""
+    spec = ready.spec
+    run_s = time_float_model(ready)
+    n_runs = ready.data.search.n_examples / ready.target.batch_size
+    trial_s = spec.timing.search_s + n_runs * run_s
+    search_s = spec.search.trials * trial_s
+    if spec.search.time_budget_s is not None:
+        search_s = min(search_s, spec.search.time_budget_s)
+    n_test = 0 if ready.data.test is None else ready.data.test.n_examples
+    finals_s = MAX_FINALISTS * (spec.timing.final_s + n_test / ready.target.batch_size * run_s)
+    sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
+    variants = sum(sizes[name] for name, _ in foreseeable(ready.space, ready.anchors))
+    refusals = tuple(
+        f"{refusal.what} on {len(refusal.layers)} layers: {refusal.reason}"
+        for refusal in ready.space.refusals
+    )
+    return Estimate(
+        n_trials=spec.search.trials,
+        n_anchors=len(ready.anchors),
+        search_s=search_s,
+        finals_s=finals_s,
+        disk_bytes=variants + 2 * ready.model.summary.size_bytes,
+        refusals=refusals,
+    )
+
+
+def _verdicts(summary: ModelSummary, target: Target) -> dict[str, dict[str, Verdict]]:
+    return {
+        layer.name: {str(fmt): target.judge(layer, Choice.of(fmt)) for fmt in Format}
+        for layer in summary.layers
+    }
+
+
+def _seconds_text(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{part} {value:.2f} s" for part, value in seconds.items())

@@ -1,0 +1,169 @@
+"""Feeding a split to a session, batch by batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from autoq.core.data import Array, Feed, Split
+from autoq.core.errors import DataError, ModelError
+from autoq.core.layers import TensorSpec
+from autoq.evaluation.ports import Session
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+# Outputs of so many examples are held before the metric is asked: few calls, little memory.
+CHUNK_EXAMPLES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Feeding:
+    """How a model wants its examples.
+
+    The batch size is part of what is scored: formats that take one scale over the batch give other
+    outputs at another size.
+    """
+
+    batch_size: int
+    is_static: bool = False  # the model takes exactly `batch_size`: short batches are filled up
+    n_workers: int = 1  # threads that call one session
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Outputs of some consecutive examples of one shape."""
+
+    start: int  # position of the first example in the split
+    outputs: Mapping[str, Array]  # each (n, ...)
+    labels: Array | None  # (n, ...)
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.outputs.values())))
+
+
+def feeding_for(
+    inputs: Sequence[TensorSpec], batch_size: int, *, threads: int = 1, n_cores: int = 1
+) -> Feeding:
+    """Say how to feed a model: at the target's batch size, or at the one that is written into the model.
+
+    Args:
+        inputs: The model's inputs.
+        batch_size: The target's.
+        threads: Threads of one run; runs go side by side while cores are left.
+        n_cores: Cores of the machine that runs the model.
+    """
+    sizes = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
+    n_workers = max(1, n_cores // max(1, threads))
+    if sizes:
+        return Feeding(int(min(sizes)), is_static=True, n_workers=n_workers)
+    return Feeding(batch_size, n_workers=n_workers)
+
+
+def timing_feeds(
+    split: Split,
+    inputs: Sequence[TensorSpec],
+    feeding: Feeding,
+    *,
+    shapes: Mapping[str, int] | None = None,
+    n_feeds: int = 8,
+) -> tuple[Feed, ...]:
+    """Take inputs to time a model with: the first examples, all of one shape.
+
+    Args:
+        split: Where the examples come from, usually calibration; used again from the start if short.
+        inputs: The model's inputs.
+        feeding: Gives the batch size.
+        shapes: Size of dynamic axes by name; arrays are cut, or repeated, to it.
+        n_feeds: How many feeds; fewer if the first batch of the split has not enough examples.
+
+    Raises:
+        DataError: A name in `shapes` is not a dynamic axis of an input.
+    """
+    sizes = dict(shapes or {})
+    axes = {axis for spec in inputs for axis in spec.shape[1:] if isinstance(axis, str)}
+    if unknown := sorted(sizes.keys() - axes):
+        known = ", ".join(sorted(axes)) or "none"
+        raise DataError(f"timing.shapes: no dynamic axis {unknown[0]!r}", hint=f"dynamic axes: {known}")
+    size = feeding.batch_size
+    first = split.batches[0]
+    n_feeds = max(1, min(n_feeds, first.n_examples // size))
+    rows = np.arange(n_feeds * size) % first.n_examples
+    feeds = Split((first.rows(rows),), split.transform).feeds(size)
+    return tuple(
+        {spec.name: _resized(feed[spec.name], spec, sizes) for spec in inputs if spec.name in feed}
+        for feed in feeds
+    )
+
+
+def run_split(session: Session, split: Split, feeding: Feeding) -> Iterator[Chunk]:
+    """Run every example and yield the outputs in order, whatever the number of workers.
+
+    Raises:
+        ModelError: An output has not one row per example.
+    """
+    for start, part in _parts(split, feeding.batch_size):
+        feeds = part.feeds(feeding.batch_size)
+        batches = list(_in_order(lambda feed: _run(session, feed, feeding), feeds, feeding.n_workers))
+        outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        yield Chunk(start, outputs, part.labels)
+
+
+def _parts(split: Split, batch_size: int) -> Iterator[tuple[int, Split]]:
+    """Cut a split into pieces of whole batches and one shape, with the position of each."""
+    length = max(batch_size, CHUNK_EXAMPLES // batch_size * batch_size)
+    position = 0
+    for batch in split.batches:
+        for start in range(0, batch.n_examples, length):
+            yield position + start, Split((batch.rows(slice(start, start + length)),), split.transform)
+        position += batch.n_examples
+
+
+def _run(session: Session, feed: Feed, feeding: Feeding) -> dict[str, Array]:
+    n = len(next(iter(feed.values())))
+    n_fed = feeding.batch_size if feeding.is_static else n
+    outputs = session.run(feed if n_fed == n else _filled(feed, n_fed))
+    for name, array in outputs.items():
+        if array.shape[:1] != (n_fed,):
+            raise ModelError(
+                f"output {name!r} has shape {array.shape} for {n_fed} examples, "
+                f"expected {n_fed} along the first axis"
+            )
+    return {name: array[:n] for name, array in outputs.items()}
+
+
+def _filled(feed: Feed, n_examples: int) -> Feed:
+    """Repeat the last example until there are enough."""
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], n_examples - len(array), axis=0)])
+        for name, array in feed.items()
+    }
+
+
+def _in_order(call: Callable[[In], Out], items: Iterable[In], n_workers: int) -> Iterator[Out]:
+    """Map with threads, results in order. Only a few items are held at a time."""
+    if n_workers == 1:
+        yield from map(call, items)
+        return
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting: deque[Future[Out]] = deque()
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > 2 * n_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _resized(array: Array, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+    for axis, name in enumerate(spec.shape):
+        if axis > 0 and isinstance(name, str) and name in sizes:
+            array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
+    return np.ascontiguousarray(array)

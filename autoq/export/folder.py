@@ -1,0 +1,126 @@
+"""Write an export: a folder that deploys without autoq, and says what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.data import Affine
+from autoq.core.errors import UserError
+from autoq.core.layers import ModelSummary
+from autoq.export.card import write_card
+from autoq.export.recipe import Recipe, save_recipe
+from autoq.search.outcome import Outcome, Point
+
+MODEL_FILE = "model.onnx"
+_VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
+
+_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz`, arrays by input name, prints the outputs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+TRANSFORMS = {transforms}  # input: (scale, offset); float32 = raw * scale + offset
+THREADS = {threads}
+
+
+def load():
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    model = Path(__file__).parent / "model.onnx"
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def run(session, raw):
+    feed = {{}}
+    for name, array in raw.items():
+        scale, offset = TRANSFORMS.get(name, (None, None))
+        feed[name] = array if scale is None else array.astype(np.float32) * np.float32(scale) + np.float32(offset)
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed)))
+
+
+if __name__ == "__main__":
+    for name, value in run(load(), dict(np.load(sys.argv[1], allow_pickle=False))).items():
+        print(name, value.shape)
+        print(value)
+'''
+
+
+@dataclass(frozen=True)
+class ExportContent:
+    """Everything an export folder is written from."""
+
+    outcome: Outcome
+    point: Point
+    summary: ModelSummary
+    artifact: ModelArtifact
+    recipe: Recipe
+    transforms: Mapping[str, Affine]
+
+
+def write_export(content: ExportContent, out: Path) -> None:
+    """Write the folder; it appears whole or not at all.
+
+    Raises:
+        UserError: `out` exists and is not an empty folder, or cannot be written.
+    """
+    check_free(out)
+    building = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        _write_files(content, building)
+        if out.exists():
+            out.rmdir()
+        building.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the export: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a place that already holds something.
+
+    Raises:
+        UserError: `out` is a file or a folder that is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already exists", hint="give --out a new or empty folder")
+
+
+def _write_files(content: ExportContent, folder: Path) -> None:
+    content.artifact.save(folder / MODEL_FILE)
+    save_recipe(content.recipe, folder)
+    (folder / "card.md").write_text(write_card(content.outcome, content.point, content.summary))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(content), indent=2) + "\n")
+    transforms = {name: (affine.scale, affine.offset) for name, affine in content.transforms.items()}
+    name = content.outcome.record.name
+    threads = content.outcome.record.environment.get("threads", 1)
+    (folder / "run.py").write_text(_RUN.format(name=name, transforms=transforms, threads=threads))
+
+
+def _manifest(content: ExportContent) -> dict[str, Any]:
+    record = content.outcome.record
+    return {
+        "search": record.name,
+        "trial": content.point.trial.number,
+        "candidate_digest": content.point.trial.digest,
+        "float_digest": content.recipe.float_digest,
+        "model_digest": content.recipe.model_digest,
+        "seed": record.spec["search"]["seed"],
+        "strategy": record.spec["search"]["strategy"],
+        "metric": record.spec["metric"] if isinstance(record.spec["metric"], str) else "user-defined",
+        "environment": dict(record.environment),
+        "versions": {name: version(name) for name in _VERSIONED},
+        "measurement": content.point.to_json(),
+    }

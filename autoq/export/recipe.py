@@ -1,0 +1,153 @@
+"""Recipes: everything that turns the float model into the deployed one, with no data.
+
+`recipe.yaml` holds the candidate and digests, for people too; `recipe.safetensors` the scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from autoq.assembly.assemble import build_model, layer_weights, weight_choices
+from autoq.assembly.plan import Plan, restore_plan
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.choices import FLOAT, Candidate
+from autoq.core.errors import ModelError, UserError
+from autoq.core.quantization import ActivationParams
+from autoq.graph.blocks import find_blocks
+from autoq.graph.float_model import FloatModel
+from autoq.variants.variant import Variant, build_variant
+
+RECIPE_VERSION = 1
+RECIPE_FILE = "recipe.yaml"
+TENSORS_FILE = "recipe.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A candidate with the scales it was deployed with."""
+
+    candidate: Candidate
+    float_digest: str  # of the canonical float model
+    model_digest: str  # of the deployed model, byte for byte
+    activations: Mapping[str, ActivationParams]  # by tensor
+    weight_scales: Mapping[str, npt.NDArray[np.float32]]  # by quantised layer
+
+
+def build_recipe(
+    model: FloatModel, plan: Plan, variants: Mapping[str, Variant], deployed: ModelArtifact
+) -> Recipe:
+    """Gather what `apply_recipe` needs to build the same bytes again."""
+    scales = {name: variant.scales for name, variant in variants.items() if variant.scales.size}
+    return Recipe(plan.candidate, model.summary.digest, deployed.digest, plan.params, scales)
+
+
+def apply_recipe(recipe: Recipe, model: FloatModel) -> ModelArtifact:
+    """Rebuild the deployed model from the float model.
+
+    Raises:
+        ModelError: The float model is another one, or the result is not the recipe's.
+    """
+    if model.summary.digest != recipe.float_digest:
+        raise ModelError(
+            "the recipe belongs to another float model: "
+            f"its digest is {model.summary.digest}, expected {recipe.float_digest}"
+        )
+    blocks = find_blocks(model.graph)
+    plan = restore_plan(blocks, recipe.candidate, recipe.activations)
+    missing = sorted(set(plan.domains.styles) - set(recipe.activations))
+    if missing:
+        raise ModelError(f"the recipe lacks the scale of tensor {missing[0]!r}")
+    artifact = build_model(model, blocks, plan, _variants(recipe, model))
+    if artifact.digest != recipe.model_digest:
+        raise ModelError(
+            "the rebuilt model differs from the one the recipe was written for",
+            hint="another version of autoq or onnx-ir? manifest.json names those of the export",
+        )
+    return artifact
+
+
+def _variants(recipe: Recipe, model: FloatModel) -> dict[str, Variant]:
+    weights = layer_weights(model)
+    layers = {layer.name: layer for layer in model.summary.layers}
+    unknown = sorted(set(recipe.candidate.by_layer) - set(layers))
+    if unknown:
+        raise ModelError(f"the recipe names layer {unknown[0]!r}, which the model does not have")
+    choices = weight_choices({name: recipe.candidate.by_layer.get(name, FLOAT) for name in layers})
+    variants = {name: build_variant(layers[name], weights[name], choice) for name, choice in choices.items()}
+    for name, variant in variants.items():
+        stored = recipe.weight_scales.get(name, np.zeros(0, np.float32))
+        if not np.array_equal(stored, variant.scales):
+            raise ModelError(f"the weight scales of layer {name!r} are not those of the recipe")
+    return variants
+
+
+def save_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write both files of a recipe."""
+    content = {
+        "version": RECIPE_VERSION,
+        "float_digest": recipe.float_digest,
+        "model_digest": recipe.model_digest,
+        **recipe.candidate.to_json(),
+    }
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
+    save_file(_tensors(recipe), folder / TENSORS_FILE)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from its YAML file; the tensors lie beside it.
+
+    Raises:
+        UserError: A file is missing or is not what autoq writes.
+    """
+    path = path / RECIPE_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe", hint=f"expected a {RECIPE_FILE} written by autoq export")
+    try:
+        content = yaml.safe_load(path.read_text())
+        if content["version"] != RECIPE_VERSION:
+            raise UserError(f"{path}: recipe version {content['version']}, expected {RECIPE_VERSION}")
+        tensors = load_file(path.with_suffix(".safetensors"))
+        return _from_files(content, tensors)
+    except (yaml.YAMLError, UnicodeDecodeError, SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable recipe: {reason}") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: not a recipe that autoq wrote: {error!r}") from error
+
+
+def _tensors(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, params in recipe.activations.items():
+        tensors[f"scale/{name}"] = np.array([params.scale], np.float32)
+        dtype = np.int8 if params.signed else np.uint8
+        tensors[f"zero_point/{name}"] = np.array([params.zero_point], dtype)
+    for name, scales in recipe.weight_scales.items():
+        tensors[f"weight/{name}"] = np.asarray(scales, order="C")
+    return tensors
+
+
+def _from_files(content: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> Recipe:
+    activations = {}
+    for key, zero in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind == "zero_point":
+            scale = float(tensors[f"scale/{name}"][0])
+            activations[name] = ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)
+    return Recipe(
+        candidate=Candidate.from_json(content),
+        float_digest=str(content["float_digest"]),
+        model_digest=str(content["model_digest"]),
+        activations=activations,
+        weight_scales={
+            key.partition("/")[2]: array for key, array in tensors.items() if key.startswith("weight/")
+        },
+    )

@@ -1,0 +1,192 @@
+"""Everything that happens once, before the first trial."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autoq.assembly.assemble import Stitcher, layer_weights
+from autoq.calibration.collect import collect_statistics
+from autoq.calibration.statistics import (
+    Statistics,
+    load_statistics,
+    save_statistics,
+    statistics_key,
+)
+from autoq.core.choices import Choice
+from autoq.core.digests import digest_all
+from autoq.core.layers import Layer
+from autoq.evaluation.ports import Target
+from autoq.graph.blocks import find_blocks, quantizable_values
+from autoq.graph.float_model import FloatModel, build_float_model, load_float_model
+from autoq.graph.torch_export import ExampleInput, export_torch
+from autoq.home import Home
+from autoq.search.anchors import Anchor, build_anchors
+from autoq.search.ports import SearchListener
+from autoq.search.space import SearchSpace
+from autoq.search.space_building import build_space
+from autoq.spec.data import DataSplits, load_data
+from autoq.spec.schema import OnnxModelSpec, SearchSpec, TorchModelSpec
+from autoq.targets.registry import create_target
+from autoq.variants.store import VariantStore
+from autoq.variants.variant import WeightChoice
+
+_log = logging.getLogger("autoq")
+
+# More than this is not built ahead of the trials: it would take longer than it saves.
+_PREBUILD_WEIGHTS = 600_000_000
+
+
+@dataclass
+class Preparation:
+    """One search, ready for its first trial."""
+
+    spec: SearchSpec
+    model: FloatModel
+    output: str
+    data: DataSplits
+    target: Target
+    space: SearchSpace
+    anchors: list[Anchor]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def statistics_key(self) -> str:
+        """Name under which the statistics are cached."""
+        return statistics_key(
+            self.model.summary.digest, self.data.calibration.digest, self.target.environment()
+        )
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What figures were measured with, and what they can be rebuilt from."""
+        digests = {"model": self.model.summary.digest, "statistics": self.statistics_key}
+        return {**self.target.environment(), "autoq_version": version("autoq"), "digests": digests}
+
+    @property
+    def content_digest(self) -> str:
+        """Hash of model and data: what a stored search is only comparable under."""
+        splits = (self.data.calibration, self.data.search, self.data.test)
+        return digest_all([self.model.summary.digest, *(split.digest for split in splits if split)])
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the time a block takes to a part."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def load_model(spec: OnnxModelSpec | TorchModelSpec) -> FloatModel:
+    """Read or export the model that a spec names, and canonicalise it."""
+    if isinstance(spec, OnnxModelSpec):
+        return load_float_model(Path(spec.path))
+    example = {
+        name: ExampleInput(tuple(one.shape), one.dtype, one.low, one.high)
+        for name, one in spec.example.items()
+    }
+    checkpoint = None if spec.checkpoint is None else Path(spec.checkpoint)
+    return build_float_model(export_torch(spec.torch, Path.cwd(), example, checkpoint))
+
+
+def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparation:
+    """Load model and data, and build the space: everything a user can have got wrong.
+
+    Raises:
+        UserError: Whatever it is, before anything is measured or stored.
+    """
+    seconds: dict[str, float] = {}
+    listener.on_phase("model", "loading")
+    with timed(seconds, "model"):
+        model = load_model(spec.model)
+    output = model.output(spec.model.output).name
+    listener.on_phase("data", "loading")
+    with timed(seconds, "data"):
+        data = load_data(spec, model.summary.inputs)
+    for warning in data.warnings:
+        listener.on_note(f"warning: {warning}")
+    target = create_target(spec.target)
+    rules = spec.space.rules()
+    space = build_space(rules, model.summary.layers, model.summary.ops, target)
+    for refusal in space.refusals:
+        _log.info("refused on %s: %s: %s", ", ".join(refusal.layers), refusal.what, refusal.reason)
+    anchors = build_anchors(space, rules, model.summary.layers, target)
+    save_model(model, home)
+    return Preparation(spec, model, output, data, target, space, anchors, seconds)
+
+
+def save_model(model: FloatModel, home: Home) -> Path:
+    """Keep the canonical model in the home, where trials read it."""
+    path = home.model(model.summary.digest)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        model.artifact.save(temporary)
+        temporary.replace(path)
+    return path
+
+
+def prepare_statistics(ready: Preparation, home: Home, listener: SearchListener) -> Statistics:
+    """Return the statistics of the calibration split, from the cache or from one pass over it."""
+    path = home.statistics(ready.statistics_key)
+    if known := load_statistics(path):
+        listener.on_note(f"statistics: reused, {known.n_examples} examples collected earlier")
+        return known
+    listener.on_phase("statistics", f"one pass over {ready.data.calibration.n_examples} examples")
+    if ready.data.calibration.n_examples == 1:
+        listener.on_note("warning: calibrating on a single example")
+    with timed(ready.seconds, "statistics"):
+        values = quantizable_values(find_blocks(ready.model.graph))
+        statistics = collect_statistics(ready.model, values, ready.data.calibration)
+        save_statistics(statistics, path)
+    listener.on_note(f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches")
+    return statistics
+
+
+def prepare_variants(ready: Preparation, home: Home, listener: SearchListener) -> None:
+    """Build the variants the trials will ask for, as far as they can be foreseen."""
+    wanted = list(foreseeable(ready.space, ready.anchors))
+    sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
+    if sum(sizes[name] for name, _ in wanted) > _PREBUILD_WEIGHTS:
+        listener.on_note("variants: too many to build ahead, each is built when a trial needs it")
+        return
+    listener.on_phase("variants", f"{len(wanted)} of {len(sizes)} layers")
+    with timed(ready.seconds, "variants"):
+        built = open_variants(ready.model, home).build_all(wanted)
+    listener.on_note(f"variants: {len(wanted) - built} reused, {built} built")
+
+
+def foreseeable(space: SearchSpace, anchors: Iterable[Anchor]) -> Iterator[tuple[str, WeightChoice]]:
+    """Every variant the space can name without pruning, and those of the anchors."""
+    wanted: dict[tuple[str, WeightChoice], None] = {}
+    for layer in space.layers:
+        for label, (low, high) in layer.legal.items():
+            for bits in range(low, high + 1):
+                wanted[layer.name, WeightChoice.of(layer.choose(label, bits=bits))] = None
+    for anchor in anchors:
+        for name, choice in anchor.candidate.choices:
+            wanted[name, WeightChoice.of(choice)] = None
+    return iter(wanted)
+
+
+def open_variants(model: FloatModel, home: Home) -> VariantStore:
+    """Open the variant store for the layers of a model."""
+    return VariantStore(home.variants, model.summary.layers, layer_weights(model))
+
+
+def build_stitcher(model: FloatModel, statistics: Statistics, home: Home, target: Target) -> Stitcher:
+    """Wire the assembler of one model."""
+
+    def is_native(layer: Layer, choice: Choice) -> bool:
+        return target.judge(layer, choice).native
+
+    return Stitcher(model, statistics, open_variants(model, home), is_native)

@@ -1,0 +1,155 @@
+"""The MLflow pages: `autoq ui`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoq.core.errors import InfrastructureError, UserError
+from autoq.tracking.connection import talking_to, without_credentials
+from autoq.tracking.sqlite_store import create_sqlite_store, sqlite_path
+
+DEFAULT_PORT = 5000
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+# One person browsing needs neither MLflow's four workers nor its consumers of background jobs.
+_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore",  # deprecations inside MLflow are nothing to a reader of its pages
+}
+
+
+def run_ui(
+    backend_uri: str,
+    artifact_root: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve the MLflow pages of a store until Ctrl-C or until the server ends by itself.
+
+    Without a port, or with 0, the usual one is taken if it is free, else any.
+
+    Raises:
+        UserError: The port is taken, the host is not of this machine, or `backend_uri` is a server.
+        InfrastructureError: The server did not start, or ended with an error.
+    """
+    if backend_uri.startswith(("http://", "https://")):
+        address = without_credentials(backend_uri)
+        raise UserError(f"MLflow is served already, at {address}", hint="open it in a browser")
+    chosen = choose_port(host, port)
+    if port in (None, 0) and chosen != DEFAULT_PORT:
+        say(f"port {DEFAULT_PORT} is taken; using {chosen}")
+    if (path := sqlite_path(backend_uri)) is not None:
+        with talking_to(backend_uri):
+            create_sqlite_store(path)
+    address = f"http://{_reachable(host)}:{chosen}"
+    settings = server_settings(backend_uri, artifact_root)
+    with _serving(server_command(host, chosen), settings) as server:
+        try:
+            _wait_until_ready(server, address)
+            say(f"MLflow is at {address} (Ctrl-C stops it)")
+            if server.wait() != 0:
+                raise InfrastructureError(f"the MLflow server ended with code {server.returncode}")
+        except KeyboardInterrupt:
+            say("stopping the MLflow server")
+
+
+def server_command(host: str, port: int) -> list[str]:
+    """Build the command that serves with one worker."""
+    options = {"--host": host, "--port": str(port), "--workers": "1", "--uvicorn-opts": "--log-level warning"}
+    return [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
+
+
+def server_settings(backend_uri: str, artifact_root: Path) -> dict[str, str]:
+    """Environment of the server; the store is named here because a command line shows its password to all."""
+    stores = {
+        "MLFLOW_BACKEND_STORE_URI": backend_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": artifact_root.resolve().as_uri(),
+    }
+    return {**_SETTINGS, **os.environ, **stores}
+
+
+def choose_port(host: str, port: int | None) -> int:
+    """Return the port asked for, or a free one when it is None or 0: the usual one if possible.
+
+    Raises:
+        UserError: The port is taken, or `host` is no address of this machine.
+    """
+    if port:
+        return _bind(host, port)
+    try:
+        return _bind(host, DEFAULT_PORT)
+    except UserError:
+        return _bind(host, 0)
+
+
+def _bind(host: str, port: int) -> int:
+    """Return the port that a bind to `port` gives; it is free again afterwards."""
+    try:
+        # As servers do: a port whose last connections are still closing counts as free.
+        with socket.create_server((host, port), reuse_port=False) as probe:
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot serve on {host}:{port}: {error}", hint="choose another with --port or --host"
+        ) from error
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+
+@contextmanager
+def _serving(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server for the length of the block, also when SIGTERM ends the block."""
+    server = subprocess.Popen(
+        command,
+        env=settings,
+        stdout=subprocess.DEVNULL,
+        # Out of the terminal's reach: at Ctrl-C its worker would die with a traceback.
+        start_new_session=True,
+    )
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield server
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _stop(server)
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise InfrastructureError(f"the MLflow server ended at its start with code {server.returncode}")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2.0):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+    raise InfrastructureError(
+        f"the MLflow server did not answer at {address} within {_START_TIMEOUT_S:.0f} s"
+    )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.terminate()  # MLflow passes it on to its worker
+    try:
+        server.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

@@ -21,10 +21,14 @@ from autoq.calibration.statistics import (
 )
 from autoq.core.choices import Choice
 from autoq.core.digests import digest_all
+from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel
 from autoq.core.layers import Layer
+from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.ports import Target
+from autoq.evaluation.timing import TimingSettings
+from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.graph.blocks import find_blocks, quantizable_values
-from autoq.graph.float_model import FloatModel, build_float_model, load_float_model
+from autoq.graph.float_model import FloatModel, build_float_model, load_float_model, reload_float_model
 from autoq.graph.torch_export import ExampleInput, export_torch
 from autoq.home import Home
 from autoq.search.anchors import Anchor, build_anchors
@@ -32,7 +36,9 @@ from autoq.search.ports import SearchListener
 from autoq.search.space import SearchSpace
 from autoq.search.space_building import build_space
 from autoq.spec.data import DataSplits, load_data
-from autoq.spec.schema import OnnxModelSpec, SearchSpec, TorchModelSpec
+from autoq.spec.metrics import load_metric
+from autoq.spec.schema import OnnxModelSpec, SearchSpec, TargetSpec, TorchModelSpec
+from autoq.targets.cpu import this_cpu
 from autoq.targets.registry import create_target
 from autoq.variants.store import VariantStore
 from autoq.variants.variant import WeightChoice
@@ -190,3 +196,71 @@ def build_stitcher(model: FloatModel, statistics: Statistics, home: Home, target
         return target.judge(layer, choice).native
 
     return Stitcher(model, statistics, open_variants(model, home), is_native)
+
+
+@dataclass(frozen=True)
+class WorkbenchFactory:
+    """Everything a child process builds its workbench from; it pickles."""
+
+    home: Home
+    model_digest: str
+    statistics_key: str
+    target: TargetSpec
+    data: EvaluationData
+    settings: EvaluationSettings
+
+    def __call__(self) -> Workbench:
+        """Load model and statistics from the home and wire the workbench."""
+        target = create_target(self.target)
+        model = reload_float_model(self.home.model(self.model_digest))
+        statistics = load_statistics(self.home.statistics(self.statistics_key))
+        if statistics is None:
+            raise InfrastructureError("the statistics vanished from the cache", hint="start again")
+        stitcher = build_stitcher(model, statistics, self.home, target)
+        return Workbench(stitcher, target, self.data, self.settings)
+
+
+def workbench_factory(ready: Preparation, home: Home) -> WorkbenchFactory:
+    """Gather what a trial process needs."""
+    spec, inputs = ready.spec, ready.model.summary.inputs
+    feeding = feeding_for(
+        inputs, spec.target.batch_size, threads=spec.target.threads, n_cores=this_cpu().n_cores
+    )
+    shapes = spec.timing.shapes
+    data = EvaluationData(
+        search=ready.data.search,
+        test=ready.data.test,
+        timing_feeds=timing_feeds(ready.data.calibration, inputs, feeding, shapes=shapes),
+    )
+    timing = TimingSettings(
+        search_s=spec.timing.search_s, final_s=spec.timing.final_s, fixed_effort=spec.timing.fixed_effort
+    )
+    settings = EvaluationSettings(
+        metric=load_metric(spec.metric),
+        feeding=feeding,
+        output=ready.output,
+        timing=timing,
+        seed=spec.search.seed,
+    )
+    return WorkbenchFactory(
+        home, ready.model.summary.digest, ready.statistics_key, spec.target, data, settings
+    )
+
+
+def time_float_model(ready: Preparation) -> float:
+    """Seconds of one run of the float model, roughly: what estimates are made of.
+
+    Raises:
+        ModelError: The runtime refuses the float model or the data.
+    """
+    inputs = ready.model.summary.inputs
+    feeding = feeding_for(inputs, ready.target.batch_size)
+    feeds = timing_feeds(ready.data.search, inputs, feeding, shapes=ready.spec.timing.shapes, n_feeds=2)
+    try:
+        session = ready.target.open(ready.model.artifact)
+        session.run(feeds[0])
+    except RuntimeRejectedModel as error:
+        raise ModelError(f"{ready.target.name} cannot run the float model: {error}") from error
+    seconds = min(session.time_block(2, feeds) for _ in range(3)) / 2
+    session.close()
+    return seconds

@@ -103,15 +103,23 @@ def timing_feeds(
     )
 
 
-def run_split(session: Session, split: Split, feeding: Feeding) -> Iterator[Chunk]:
+def run_split(
+    session: Session, split: Split, feeding: Feeding, *, output: str | None = None
+) -> Iterator[Chunk]:
     """Run every example and yield the outputs in order, whatever the number of workers.
 
+    Args:
+        session: The model.
+        split: The examples.
+        feeding: How to feed them.
+        output: The one output to keep; all by default.
+
     Raises:
-        ModelError: An output has not one row per example.
+        ModelError: There is no such output, or one has not a row per example.
     """
     for start, part in _parts(split, feeding.batch_size):
         feeds = part.feeds(feeding.batch_size)
-        batches = list(_in_order(lambda feed: _run(session, feed, feeding), feeds, feeding.n_workers))
+        batches = list(_in_order(lambda feed: _run(session, feed, feeding, output), feeds, feeding.n_workers))
         outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         yield Chunk(start, outputs, part.labels)
 
@@ -126,15 +134,19 @@ def _parts(split: Split, batch_size: int) -> Iterator[tuple[int, Split]]:
         position += batch.n_examples
 
 
-def _run(session: Session, feed: Feed, feeding: Feeding) -> dict[str, Array]:
+def _run(session: Session, feed: Feed, feeding: Feeding, output: str | None) -> dict[str, Array]:
     n = len(next(iter(feed.values())))
     n_fed = feeding.batch_size if feeding.is_static else n
     outputs = session.run(feed if n_fed == n else _filled(feed, n_fed))
+    if output is not None:
+        if output not in outputs:
+            raise ModelError(f"the model has no output {output!r}, it has {', '.join(sorted(outputs))}")
+        outputs = {output: outputs[output]}
     for name, array in outputs.items():
         if array.shape[:1] != (n_fed,):
             raise ModelError(
-                f"output {name!r} has shape {array.shape} for {n_fed} examples, "
-                f"expected {n_fed} along the first axis"
+                f"model output {name!r} has shape {array.shape} for {n_fed} examples, "
+                f"expected {n_fed} along its first axis"
             )
     return {name: array[:n] for name, array in outputs.items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +67,7 @@ def median_estimate(values: Values, *, seed: int, n_resamples: int = 500) -> Est
 
 def bootstrap_block_length(n: int) -> int:
     """Length of the blocks that are resampled together: of the order n^(1/3), at least 2."""
-    return max(2, round(n ** (1 / 3)))
+    return max(2, round(math.cbrt(n)))
 
 
 def student_t(degrees: int) -> float:
@@ -136,8 +135,3 @@ def mean_drop_estimate(differences: Values, *, span: float | None) -> Estimate |
 def quantile_over_median(values: Values, quantile: float) -> float:
     """Ratio of a quantile of positive values to their median."""
     return float(np.quantile(values, quantile) / np.median(values))
-
-
-def as_values(values: Any) -> Values:
-    """Return numbers as a (n,) array of float64."""
-    return np.asarray(values, dtype=np.float64).reshape(-1)

@@ -9,7 +9,6 @@ decides how many there will be; nobody looks again before the end.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -179,31 +178,45 @@ def rounds_needed(pilot: BlockTimes, round_s: float, left_s: float, half_width: 
     return min(affordable, max(0, wanted))
 
 
-@dataclass(frozen=True)
 class _Side:
-    """A session with the number of runs that make a block of it."""
+    """A session with the number of runs that make a block of it, once warm."""
 
-    session: Session
-    feeds: Sequence[Feed]
-    n_runs: int
+    def __init__(self, session: Session, feeds: Sequence[Feed], block_s: float) -> None:
+        self._session, self._feeds = session, feeds
+        self._n_runs = _step(feeds)
+        self.spent_s = 0.0  # as the device counts, warm-up included
+        self._calibrate(block_s)
 
     def run_s(self) -> float:
-        return self.session.time_block(self.n_runs, self.feeds) / self.n_runs
+        """Run a block and return the seconds of one run."""
+        took_s = self._session.time_block(self._n_runs, self._feeds)
+        self.spent_s += took_s
+        return took_s / self._n_runs
+
+    def _calibrate(self, block_s: float) -> None:
+        step = self._n_runs
+        self.run_s()  # the first run allocates
+        took_s = self.run_s() * self._n_runs
+        while took_s < block_s:
+            # Short blocks overestimate the time of a run: grow by at most tenfold, then look again.
+            growth = min(10.0, _AIM * block_s / max(took_s, 1e-9))
+            wanted = math.ceil(self._n_runs * growth / step) * step
+            self._n_runs = max(self._n_runs + step, wanted)
+            took_s = self.run_s() * self._n_runs
 
 
 def _take_turns(
     candidate: Session, baseline: Session, feeds: Sequence[Feed], effort: Effort, seed: int
 ) -> BlockTimes:
-    start = time.perf_counter()
-    sides = [_calibrated(session, feeds, effort.block_s) for session in (candidate, baseline)]
+    sides = [_Side(session, feeds, effort.block_s) for session in (candidate, baseline)]
     generator = np.random.default_rng(seed)
-    pilot_start = time.perf_counter()
+    warm_s = sum(side.spent_s for side in sides)
     rows = [row for _ in range(PILOT_ROUNDS) for row in _run_round(sides, generator)]
-    now = time.perf_counter()
+    spent_s = sum(side.spent_s for side in sides)
     n_more = rounds_needed(
         _block_times(rows),
-        round_s=(now - pilot_start) / PILOT_ROUNDS,
-        left_s=effort.seconds - (now - start),
+        round_s=(spent_s - warm_s) / PILOT_ROUNDS,
+        left_s=effort.seconds - spent_s,
         half_width=effort.half_width,
     )
     rows += [row for _ in range(n_more) for row in _run_round(sides, generator)]
@@ -226,19 +239,6 @@ def _run_round(sides: Sequence[_Side], generator: np.random.Generator) -> list[l
 def _block_times(rows: Sequence[Sequence[float]]) -> BlockTimes:
     table = np.array(rows, dtype=np.float64)
     return BlockTimes(table[:, 0], table[:, 1])
-
-
-def _calibrated(session: Session, feeds: Sequence[Feed], block_s: float) -> _Side:
-    """Warm a session up and find how many runs make a block of it."""
-    step = _step(feeds)
-    session.time_block(step, feeds)  # the first run allocates
-    n_runs, took_s = step, session.time_block(step, feeds)
-    while took_s < block_s:
-        # Short blocks overestimate the time of a run: grow by at most tenfold, then look again.
-        growth = min(10.0, _AIM * block_s / max(took_s, 1e-9))
-        n_runs = max(n_runs + step, math.ceil(n_runs * growth / step) * step)
-        took_s = session.time_block(n_runs, feeds)
-    return _Side(session, feeds, n_runs)
 
 
 def _step(feeds: Sequence[Feed]) -> int:

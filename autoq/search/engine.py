@@ -94,7 +94,7 @@ def run_search(record: SearchRecord, plan: Plan, services: Services) -> Stop:
     loop = _Loop(record, plan, services)
     services.listener.on_phase("trials", f"{loop.n_counted} of {plan.n_trials} done")
     for hook in services.hooks:
-        hook.sync(loop.trials)
+        hook.sync(tuple(loop.trials))
     while (stop := loop.stop()) is None:
         loop.run_one()
     if stop.state is not SearchState.FINISHED:

@@ -25,7 +25,7 @@ def run_finals(
     # Chosen by the trials alone, so that a resumed round has the same finalists.
     chosen = finalists(build_outcome(record, plan.goals, trials), limit)
     finals = {final.digest: final for final in services.ledger.load_finals(record.name)}
-    ended = record.but(state=SearchState.FINISHED, message="")
+    ended = record.but(state=SearchState.FINISHED)
     for index, point in enumerate(chosen, start=1):
         if point.trial.digest in finals:
             continue

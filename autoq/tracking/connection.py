@@ -18,6 +18,8 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the caller's: `--json` prints there
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _CHATTY = ("mlflow", "alembic")
 _MAX_MESSAGE_LENGTH = 240
@@ -36,7 +38,7 @@ def talking_to(tracking_uri: str) -> Iterator[None]:
     Raises:
         InfrastructureError: The tracking server or its database failed; trying again may help.
     """
-    with _LOCK, _environment(_SETTINGS):
+    with _LOCK, environment(_SETTINGS):
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,7 +60,8 @@ def without_credentials(uri: str) -> str:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set the variables that the user has not set, for the length of the block."""
     added = [name for name in settings if name not in os.environ]
     os.environ.update({name: settings[name] for name in added})
     try:

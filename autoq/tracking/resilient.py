@@ -33,7 +33,7 @@ class ResilientTracker:
         self._on_note = on_note
         self._clock = clock
         self._pause_s = 0.0  # 0: the server answers
-        self._retry_at = 0.0
+        self.retry_at = 0.0
 
     def prepare(self) -> None:
         """Import MLflow and create what is missing; see `MlflowTracker.prepare`."""
@@ -55,7 +55,7 @@ class ResilientTracker:
         artifacts: Mapping[str, Path],
     ) -> bool:
         """Write the end of the search, and every trial that was missed. Return whether all is there."""
-        self._retry_at = 0.0  # the last chance
+        self.retry_at = 0.0  # the last chance
         if self._try(lambda: self._tracker.sync(record, trials, outcome, artifacts)):
             return True
         self._on_note(
@@ -64,7 +64,7 @@ class ResilientTracker:
         return False
 
     def _try(self, write: Callable[[], object]) -> bool:
-        if self._pause_s and self._clock() < self._retry_at:
+        if self._pause_s and self._clock() < self.retry_at:
             return False
         try:
             write()
@@ -72,7 +72,7 @@ class ResilientTracker:
             if not self._pause_s:
                 self._on_note(f"{error}; the search goes on without it")
             self._pause_s = min(self._pause_s * 2 or FIRST_PAUSE_S, LONGEST_PAUSE_S)
-            self._retry_at = self._clock() + self._pause_s
+            self.retry_at = self._clock() + self._pause_s
             return False
         if self._pause_s:
             self._on_note("the tracking server is back")

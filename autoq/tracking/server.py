@@ -98,14 +98,14 @@ def choose_port(host: str, port: int | None) -> int:
 
 def _bind(host: str, port: int) -> int:
     """Return the port that a bind to `port` gives; it is free again afterwards."""
+    hint = "choose another with --port or --host"
+    if not 0 <= port <= 65535:
+        raise UserError(f"cannot serve on {host}:{port}: no such port", hint=hint)
     try:
-        # As servers do: a port whose last connections are still closing counts as free.
-        with socket.create_server((host, port), reuse_port=False) as probe:
+        with socket.create_server((host, port)) as probe:
             return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot serve on {host}:{port}: {error}", hint="choose another with --port or --host"
-        ) from error
+    except OSError as error:
+        raise UserError(f"cannot serve on {host}:{port}: {error.strerror or error}", hint=hint) from error
 
 
 def _reachable(host: str) -> str:

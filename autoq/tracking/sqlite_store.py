@@ -9,6 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from autoq.tracking.connection import environment
+
 _PREFIX = "sqlite:///"
 
 
@@ -68,7 +70,8 @@ def _write_empty_store(path: Path) -> None:
     memory = f"file:{uuid.uuid4().hex}?mode=memory&cache=shared"
     source, target = sqlite3.connect(memory, uri=True), sqlite3.connect(path)
     try:
-        MlflowClient(tracking_uri=f"{_PREFIX}{memory}&uri=true").search_experiments(max_results=1)
+        with environment({"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "SingletonThreadPool"}):
+            MlflowClient(tracking_uri=f"{_PREFIX}{memory}&uri=true").search_experiments(max_results=1)
         source.backup(target)
         # Stays with the file: one disk flush a commit instead of three, and readers never block.
         target.execute("PRAGMA journal_mode=WAL")

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from autoq.core.errors import SpecError
-from autoq.spec.metrics import LoadedMetric, load_metric
+from autoq.evaluation.metrics import MetricSpec
+from autoq.spec.metrics import load_metric
 from autoq.spec.schema import PythonMetricSpec
 
 
@@ -13,9 +14,8 @@ def spec(path: Path, function: str) -> PythonMetricSpec:
 
 
 def test_built_in_metrics_are_means_of_bounded_values() -> None:
-    assert load_metric("top1") == LoadedMetric("top1", None, "example", True, (0.0, 1.0))
+    assert load_metric("top1") == MetricSpec("top1", None, "example", True, (0.0, 1.0))
     assert load_metric("fidelity").bounds == (-1.0, 1.0)
-    assert load_metric("top5").load_function() is None
 
 
 def test_a_metric_of_the_users_survives_pickling(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_metric_of_the_users_survives_pickling(tmp_path: Path) -> None:
     path.write_text("def half(outputs, reference, labels):\n    return 0.5\n")
     metric = pickle.loads(pickle.dumps(load_metric(spec(path, "half"))))
     assert (metric.name, metric.scope, metric.maximize) == ("half", "example", False)
-    assert metric.load_function()({}, {}, None) == 0.5
+    assert metric.load()({}, {}, None) == 0.5
 
 
 def test_a_metric_that_cannot_be_loaded_is_refused_with_its_key(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from autoq.core.choices import Candidate, Choice, Precision
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement, Size
 from autoq.search.goals import Constraints, Goals, Objective
 from autoq.search.records import SearchRecord, SearchState, TrialRecord, TrialState
-from autoq.tracking.sqlite_store import create_sqlite_store
+from autoq.tracking.connection import talking_to
+from autoq.tracking.sqlite_store import create_sqlite_store, sqlite_uri
 
 MakeTrial = Callable[..., TrialRecord]
 
@@ -19,7 +20,8 @@ MakeTrial = Callable[..., TrialRecord]
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, made once: its migrations take over a second."""
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    create_sqlite_store(path)
+    with talking_to(sqlite_uri(path)):
+        create_sqlite_store(path)
     return path
 
 

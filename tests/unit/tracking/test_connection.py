@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -31,9 +32,11 @@ def test_the_log_level_is_restored_also_after_an_error() -> None:
     with talking_to(SERVER):
         pass
     before = logging.getLogger("mlflow").level
-    with pytest.raises(InfrastructureError), talking_to(SERVER):
-        assert not logging.getLogger("mlflow.store").isEnabledFor(logging.ERROR)
+    heard = []
+    with contextlib.suppress(InfrastructureError), talking_to(SERVER):
+        heard.append(logging.getLogger("mlflow.store").isEnabledFor(logging.ERROR))
         raise sqlite3.OperationalError("disk I/O error")
+    assert heard == [False]
     assert logging.getLogger("mlflow").level == before
 
 

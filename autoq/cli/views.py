@@ -1,0 +1,111 @@
+"""The JSON objects that commands print, where they are not the outcome's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoq.app import CacheUse, Doctor, Estimate, Inspection
+    from autoq.search.outcome import Outcome
+    from autoq.search.records import SearchRecord, TrialRecord
+
+
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """Return what a search would cost: seconds and bytes, upper estimates."""
+    return asdict(estimate)
+
+
+def searches_json(searches: Sequence[tuple[SearchRecord, int]]) -> dict[str, Any]:
+    """Return all searches with their numbers of trials."""
+    return {
+        "searches": [
+            {
+                "search": record.name,
+                "state": str(record.state),
+                "strategy": record.spec["search"]["strategy"],
+                "trials": n_trials,
+                "created_at": record.created_at,
+                "model": model_name(record.spec),
+                "message": record.message,
+            }
+            for record, n_trials in searches
+        ]
+    }
+
+
+def search_json(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Return the overview of a search: what `front` tells, its spec, preparation and all trials."""
+    return {
+        **outcome.to_json(),
+        "spec": dict(outcome.record.spec),
+        "created_at": outcome.record.created_at,
+        "message": outcome.record.message,
+        "preparation_s": dict(outcome.record.preparation_s),
+        "all_trials": [trial_json(outcome, trial) for trial in trials],
+    }
+
+
+def trial_json(outcome: Outcome, trial: TrialRecord) -> dict[str, Any]:
+    """Return one trial; the figures are there if it, or the trial it repeats, was measured."""
+    point = next((point for point in outcome.points if point.trial.digest == trial.digest), None)
+    figures = replace(point, trial=trial).to_json() if point else {"feasible": False}
+    return {
+        "trial": trial.number,
+        "origin": trial.origin,
+        "digest": trial.digest,
+        "state": str(trial.state),
+        "reason": trial.reason,
+        "repeats": repeated_number(outcome, trial),
+        "on_front": any(member.trial.number == trial.number for member in outcome.front),
+        **figures,
+        **trial.candidate.to_json(),
+        "seconds": dict(trial.seconds),
+    }
+
+
+def repeated_number(outcome: Outcome, trial: TrialRecord) -> int | None:
+    """Return the number of the measured trial that this one repeats, if it does."""
+    first = next((p.trial.number for p in outcome.points if p.trial.digest == trial.digest), None)
+    return None if first == trial.number else first
+
+
+def inspection_json(inspection: Inspection) -> dict[str, Any]:
+    """Return a model's inputs, outputs and layers, each with what the target says of every format."""
+    summary = inspection.summary
+    return {
+        "digest": summary.digest,
+        "size_bytes": summary.size_bytes,
+        "inputs": [asdict(tensor) for tensor in summary.inputs],
+        "outputs": [asdict(tensor) for tensor in summary.outputs],
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "weight_shape": list(layer.weight_shape),
+                "group": layer.group,
+                "parameters": layer.n_params,
+                "latency_share": inspection.latency_share.get(layer.name),
+                "formats": {name: asdict(v) for name, v in inspection.verdicts[layer.name].items()},
+            }
+            for layer in summary.layers
+        ],
+        "weightless_ops": [asdict(op) for op in summary.ops],
+    }
+
+
+def cache_json(uses: Sequence[CacheUse], freed_bytes: int) -> dict[str, Any]:
+    """Return what each cache holds, and what was freed just now."""
+    return {"caches": [asdict(use) for use in uses], "freed_bytes": freed_bytes}
+
+
+def doctor_json(doctor: Doctor, strategies: Sequence[str]) -> dict[str, Any]:
+    """Return what the machine can do; the noise floor is a fraction of a latency."""
+    return {**asdict(doctor), "strategies": list(strategies)}
+
+
+def model_name(spec: Mapping[str, Any]) -> str:
+    """Return the file or the factory that a spec takes its model from."""
+    model = spec["model"]
+    return str(model.get("path") or model.get("torch"))

@@ -1,0 +1,78 @@
+"""Whether the runtime computes what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.data import Array, Feed
+from autoq.core.errors import UnfaithfulModel
+from autoq.evaluation.ports import Session, Target
+
+# Optimised integer kernels round where the graph as written computes in float, and a value that falls
+# on the other side of a rounding edge moves by one step. Such values are few: the change they make is
+# a small part of what quantisation itself does. A layer that is quantised against what was chosen
+# makes a change of the size of quantisation.
+MAX_SHARE_OF_QUANTIZATION = 0.5
+# Float kernels sum in another order and fuse: about 1e-6 of the output, more in deep models.
+MAX_SHARE_OF_OUTPUT = 1e-3
+
+
+def check_faithful(
+    target: Target, model: ModelArtifact, float_session: Session, feeds: Sequence[Feed]
+) -> None:
+    """Compare a model as the target runs it with the same graph unoptimised.
+
+    For every float output the change that optimising makes (root mean square over all feeds) may be at
+    most half the change that compressing makes, or a thousandth of the float model's output if that is
+    more. Only what is noticeable beside the compression is refused: accuracy is measured on the
+    optimised model in any case.
+
+    Args:
+        target: Opens the model both ways.
+        model: The candidate.
+        float_session: The baseline, opened.
+        feeds: A few inputs.
+
+    Raises:
+        UnfaithfulModel: The optimised graph computes something else.
+        RuntimeRejectedModel: The target cannot run the graph as written.
+    """
+    optimized, written = (_outputs(target, model, feeds, optimize=optimize) for optimize in (True, False))
+    reference = [float_session.run(feed) for feed in feeds]
+    for name in written[0]:
+        if written[0][name].dtype.kind != "f":
+            continue
+        runtime, compressed, plain = (_flat(run, name) for run in (optimized, written, reference))
+        change, allowed = _rms(runtime - compressed), allowed_change(compressed, plain)
+        if not change <= allowed:  # NaN is not
+            raise UnfaithfulModel(
+                f"optimised by the runtime, output {name!r} changes by {change:.3g} (root mean square), "
+                f"expected at most {allowed:.3g}"
+            )
+
+
+def allowed_change(compressed: Array, plain: Array) -> float:
+    """Return the largest root mean square change that counts as rounding."""
+    quantization = _rms(compressed - plain)
+    return max(MAX_SHARE_OF_QUANTIZATION * quantization, MAX_SHARE_OF_OUTPUT * _rms(plain))
+
+
+def _outputs(
+    target: Target, model: ModelArtifact, feeds: Sequence[Feed], *, optimize: bool
+) -> list[dict[str, Array]]:
+    session = target.open(model, optimize=optimize)
+    try:
+        return [session.run(feed) for feed in feeds]
+    finally:
+        session.close()
+
+
+def _flat(runs: Sequence[dict[str, Array]], name: str) -> Array:
+    return np.concatenate([run[name].reshape(-1) for run in runs]).astype(np.float64)
+
+
+def _rms(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0

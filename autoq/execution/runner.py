@@ -1,0 +1,127 @@
+"""Trials in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autoq.core.choices import Candidate
+from autoq.core.errors import TrialOutOfMemory, UserError
+from autoq.core.measurements import Baseline, Measurement
+from autoq.evaluation.clock import CLOCK_PATH, machine_clock
+from autoq.evaluation.workbench import FinalFigures, Workbench
+from autoq.execution.worker import ChildProcess
+from autoq.search.outcome import holds
+from autoq.search.records import FinalMeasurement, TestAccuracy
+
+
+@dataclass(frozen=True, slots=True)
+class TrialLimits:
+    """What one trial may use."""
+
+    timeout_s: float = 120.0
+    final_timeout_s: float = 240.0  # it times for longer and scores another split
+    memory_mb: float = 4096.0  # resident
+
+
+class ChildTrialRunner:
+    """Measures candidates on a workbench in a child process, which is replaced when it dies.
+
+    It owns the machine's clock for as long as the child works, so that waiting for another search
+    counts against no trial.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Workbench],
+        limits: TrialLimits,
+        *,
+        max_accuracy_drop: float | None = None,
+        log_path: Path | None = None,
+        clock_path: Path = CLOCK_PATH,
+    ) -> None:
+        """Remember how to build the workbench; nothing is started yet.
+
+        Args:
+            factory: Builds the workbench in the child; picklable.
+            limits: Of every trial.
+            max_accuracy_drop: Bound that the test split is asked about.
+            log_path: File for what the child prints; standard error by default.
+            clock_path: Lock file of the machine's clock.
+        """
+        self._factory = factory
+        self._limits = limits
+        self._max_accuracy_drop = max_accuracy_drop
+        self._clock_path = clock_path
+        self._child = ChildProcess(factory, log_path=log_path)
+
+    def __enter__(self) -> ChildTrialRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def measure_baseline(self) -> Baseline:
+        """Score and time the float model, with the A/A control; without a time limit.
+
+        Raises:
+            UserError: The float model alone needs more memory than a trial may have.
+            TrialCrashed: It took the child down.
+        """
+        try:
+            baseline: Baseline = self._measure("measure_baseline", timeout_s=None)
+        except TrialOutOfMemory as error:
+            raise UserError(
+                f"the float model alone: {error.args[0]}", hint="raise search.trial_memory_mb"
+            ) from error
+        self._child.replace_factory(partial(_restored, self._factory, baseline))
+        return baseline
+
+    def restore(self, baseline: Baseline) -> None:
+        """Take up a baseline that was measured in an earlier session, instead of measuring it."""
+        self._child.close()
+        self._child.replace_factory(partial(_restored, self._factory, baseline))
+
+    def run_trial(self, candidate: Candidate) -> Measurement:
+        """Assemble and measure one candidate on the search split.
+
+        Raises:
+            TrialError: The candidate failed, took too long, took too much memory, or crashed; the
+                runner is ready for the next one.
+            InfrastructureError: The child cannot be started.
+        """
+        measurement: Measurement = self._measure("run_trial", candidate, timeout_s=self._limits.timeout_s)
+        return measurement
+
+    def run_final(self, candidate: Candidate) -> FinalMeasurement:
+        """Measure one candidate afresh and for longer, and score it on the test split if there is one.
+
+        Raises:
+            TrialError: The candidate failed, or the runtime is unfaithful to it.
+            InfrastructureError: The child cannot be started.
+        """
+        figures: FinalFigures = self._measure("run_final", candidate, timeout_s=self._limits.final_timeout_s)
+        test = None
+        if figures.test is not None:
+            test = TestAccuracy(figures.test, holds(figures.test, self._max_accuracy_drop))
+        return FinalMeasurement(candidate.digest, figures.latency, test)
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+    def _measure(self, method: str, *args: Any, timeout_s: float | None) -> Any:
+        with machine_clock(self._clock_path):
+            return self._child.call(method, *args, timeout_s=timeout_s, memory_mb=self._limits.memory_mb)
+
+
+def _restored(factory: Callable[[], Workbench], baseline: Baseline) -> Workbench:
+    workbench = factory()
+    workbench.restore(baseline)
+    return workbench

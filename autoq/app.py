@@ -150,10 +150,10 @@ class App:
         # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
         preparing = threading.Thread(target=tracker.prepare, daemon=True)
         preparing.start()
-        statistics = prepare_statistics(ready, self.home, listener)
+        prepare_statistics(ready, self.home, listener)
         prepare_variants(ready, self.home, listener)
         preparing.join()
-        with open_runner(ready, statistics, self.home, known.baseline if known else None) as runner:
+        with open_runner(ready, self.home, known.baseline if known else None) as runner:
             record = self._start(ready, known)
             if record.baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")

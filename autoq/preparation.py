@@ -23,10 +23,12 @@ from autoq.core.choices import Choice
 from autoq.core.digests import digest_all
 from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel
 from autoq.core.layers import Layer
+from autoq.core.measurements import Baseline
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.ports import Target
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
+from autoq.execution.runner import ChildTrialRunner, TrialLimits
 from autoq.graph.blocks import find_blocks, quantizable_values
 from autoq.graph.float_model import FloatModel, build_float_model, load_float_model, reload_float_model
 from autoq.graph.torch_export import ExampleInput, export_torch
@@ -264,3 +266,23 @@ def time_float_model(ready: Preparation) -> float:
     seconds = min(session.time_block(2, feeds) for _ in range(3)) / 2
     session.close()
     return seconds
+
+
+def open_runner(ready: Preparation, home: Home, baseline: Baseline | None) -> ChildTrialRunner:
+    """Make the runner of a search's trials; a resumed search brings its baseline along."""
+    search, timing = ready.spec.search, ready.spec.timing
+    limits = TrialLimits(
+        timeout_s=search.trial_timeout_s,
+        # The final round times for longer and scores another split.
+        final_timeout_s=2 * search.trial_timeout_s + timing.final_s,
+        memory_mb=search.trial_memory_mb,
+    )
+    runner = ChildTrialRunner(
+        workbench_factory(ready, home),
+        limits,
+        max_accuracy_drop=ready.spec.constraints.max_accuracy_drop,
+        log_path=home.root / "trials.log",
+    )
+    if baseline is not None:
+        runner.restore(baseline)
+    return runner

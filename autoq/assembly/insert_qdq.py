@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from autoq.assembly.plan import Plan
-from autoq.core.choices import FLOAT
+from autoq.core.choices import FLOAT, Format
 from autoq.core.quantization import ActivationParams
-from autoq.graph.blocks import Block
+from autoq.graph.blocks import Block, BlockKind
 from autoq.graph.values import add_initializer
 
-_REQUANTIZED_BEHIND_OUR_BACK = ("Conv", "ConvTranspose", "Gemm")
+# MatMul, because with its bias of static shape the runtime makes a Gemm of it.
+_REQUANTIZED_BEHIND_OUR_BACK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -49,40 +50,46 @@ class InsertQdq(ir.passes.InPlacePass):
 
     def _quantize(self, graph: ir.Graph, value: ir.Value) -> None:
         name = str(value.name)
-        domains = self._plan.domains
-        readers = [use.node for use in value.uses()]
-        integer = [node for node in readers if self._reads_integers(node)]
-        tensor = self._integers(graph, value, self._plan.params[domains.roots[name]])
+        produced = name in self._plan.domains.produced
+        readers = [use.node for use in value.uses() if not self._is_static_matmul(use.node)]
+        tensor = self._integers(graph, value, self._plan.params[self._plan.domains.roots[name]])
         self.tensors[name] = tensor
-        if not integer and name not in domains.produced:
-            return  # only static MatMuls read it, and they take the integers themselves
-        real = self._real(graph, value, tensor)
-        _redirect(integer, value, real)
-        if name not in domains.produced:
-            return
-        floats = [node for node in readers if node not in integer]
-        shielded = [node for node in floats if self._needs_shield(node, value)]
-        if shielded:
-            _redirect(shielded, value, self._shield(graph, value, tensor))
-        _redirect([node for node in floats if node not in shielded], value, real)
-        if value.is_graph_output():
-            _become_output(graph, value, real)
+        if not produced:
+            readers = [node for node in readers if self._reads_integers(node)]
+        axis = _shield_axis(value)
+        shielded = [node for node in readers if axis is not None and self._needs_shield(node, value)]
+        if shielded and axis is not None:
+            _redirect(shielded, value, self._shield(graph, value, tensor, axis))
+        readers = [node for node in readers if node not in shielded]
+        becomes_output = produced and value.is_graph_output()
+        if readers or becomes_output:
+            real = self._real(graph, value, tensor)
+            _redirect(readers, value, real)
+            if becomes_output:
+                _become_output(graph, value, real)
 
     def _reads_integers(self, node: ir.Node) -> bool:
         return node.name in self._plan.domains.integer_blocks
 
+    def _is_static_matmul(self, node: ir.Node) -> bool:
+        """Whether `CompressLayers` will let this node read the integers themselves."""
+        choice = self._plan.candidate.by_layer.get(str(node.name), FLOAT)
+        return node.op_type == "MatMul" and choice.format.is_static
+
     def _needs_shield(self, node: ir.Node, value: ir.Value) -> bool:
-        """Whether ONNX Runtime would quantise this float node because of the Q/DQ pairs around it.
+        """Whether ONNX Runtime may quantise this float node, or what it feeds, behind our back.
 
         Its optimiser WeightBiasQuantization gives 8-bit weights to a Conv or Gemm between a DQ with
-        one scale and a Q. It leaves alone what follows a DQ with a scale per channel.
+        one scale and a Q, and both may come from afar: QDQPropagation moves them through a MaxPool
+        that was chosen float. A DQ with a scale per channel is left alone by both.
         """
-        if node.op_type not in _REQUANTIZED_BEHIND_OUR_BACK or node.inputs[0] is not value:
+        if node.inputs[0] is not value or self._reads_integers(node):
             return False
         block = self._blocks.get(str(node.name))
-        result = str(node.outputs[0].name) if block is None else block.results[0]
-        stays_float = self._plan.candidate.by_layer.get(str(node.name), FLOAT).format == FLOAT.format
-        return stays_float and result in self._plan.domains.quantized and _n_channels(value) is not None
+        if block is not None and block.kind is BlockKind.MOVE:
+            return True
+        choice = self._plan.candidate.by_layer.get(str(node.name), FLOAT)
+        return node.op_type in _REQUANTIZED_BEHIND_OUR_BACK and choice.format is Format.FP32
 
     def _integers(self, graph: ir.Graph, value: ir.Value, params: ActivationParams) -> QuantizedTensor:
         scale, zero_point = self._constants(graph, str(value.name), params)
@@ -110,20 +117,21 @@ class InsertQdq(ir.passes.InPlacePass):
             self._shared[root] = (scale, zero)
         return self._shared[root]
 
-    def _shield(self, graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor) -> ir.Value:
+    def _shield(self, graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, axis: int) -> ir.Value:
         """Dequantise once more with the same scale for every channel: equal values, another form."""
-        n_channels = _n_channels(value)
-        assert n_channels is not None
+        assert value.shape is not None
+        size = value.shape[axis]
+        assert isinstance(size, int)
         params = self._plan.params[self._plan.domains.roots[str(value.name)]]
-        scales = add_initializer(graph, f"{value.name}_scales", np.full(n_channels, params.scale, np.float32))
+        scales = add_initializer(graph, f"{value.name}_scales", np.full(size, params.scale, np.float32))
         zeros = add_initializer(
-            graph, f"{value.name}_zero_points", np.full(n_channels, params.zero_point, params.dtype)
+            graph, f"{value.name}_zero_points", np.full(size, params.zero_point, params.dtype)
         )
         dequantize = ir.Node(
             "",
             "DequantizeLinear",
             [tensor.integers, scales, zeros],
-            [ir.AttrInt64("axis", 1)],
+            [ir.AttrInt64("axis", axis)],
             name=f"{value.name}_dequantize_for_float",
         )
         real = dequantize.outputs[0]
@@ -132,11 +140,12 @@ class InsertQdq(ir.passes.InPlacePass):
         return real
 
 
-def _n_channels(value: ir.Value) -> int | None:
-    if value.shape is None or len(value.shape) < 2:
-        return None
-    axis = value.shape[1]
-    return axis if isinstance(axis, int) else None
+def _shield_axis(value: ir.Value) -> int | None:
+    """An axis of known length to repeat a scale along; one of length 1 would still pass for a scalar."""
+    for axis, size in enumerate(value.shape or ()):
+        if isinstance(size, int) and size > 1:
+            return axis
+    return None
 
 
 def _redirect(nodes: list[ir.Node], old: ir.Value, new: ir.Value) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -24,4 +26,12 @@ JsonOption = Annotated[
         "--json", help="Print one JSON object on stdout and everything else on stderr. Default: no."
     ),
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a search; `autoq list` shows them.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a search; `autoq list` shows them.")
+]
+
+
+def home_arguments(home: Path) -> list[str]:
+    """Return the words that name a home in a command, quoted; none where it goes without saying."""
+    default = Path(os.environ.get("AUTOQ_HOME") or DEFAULT_HOME)
+    return [] if home == default else ["--home", shlex.quote(str(home))]

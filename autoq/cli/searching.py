@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,14 @@ from autoq.cli.errors import ExitCode, complain, say
 from autoq.cli.listeners import LogListener, Relay, Stage
 from autoq.cli.live import open_view
 from autoq.cli.opening import open_app
-from autoq.cli.options import DEFAULT_HOME
+from autoq.cli.options import home_arguments
 from autoq.cli.signals import Interrupts
 from autoq.cli.streams import print_json, progress_console, results_alone_on_stdout, results_console
 from autoq.core.errors import InfrastructureError
+from autoq.search.records import SearchState
 
 if TYPE_CHECKING:
+    from autoq.app import Estimate
     from autoq.search.outcome import Outcome
     from autoq.search.ports import SearchListener
     from autoq.spec.schema import SearchSpec
@@ -83,11 +84,8 @@ class SearchRequest:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this search; with its flags, or its spec would be another."""
-        default = Path(os.environ.get("AUTOQ_HOME") or DEFAULT_HOME)
-        at_home = [] if self.home == default else ["--home", str(self.home)]
-        return shlex.join(
-            ["autoq", "search", str(self.spec), *self.flags.arguments(), *at_home, "--resume"]
-        )
+        words = ["autoq", "search", shlex.quote(str(self.spec)), *map(shlex.quote, self.flags.arguments())]
+        return " ".join([*words, *home_arguments(self.home), "--resume"])
 
 
 @contextmanager
@@ -129,15 +127,18 @@ def run_search(request: SearchRequest) -> ExitCode:
 def _search(request: SearchRequest, stage: Stage) -> tuple[Outcome, Path]:
     spec = _load(request)
     with open_app(request.home) as app, followed(stage) as listener:
+
+        def tell(estimate: Estimate) -> None:
+            for line in summary.estimate_lines(estimate):
+                listener.on_note(line)
+
         with Interrupts(lambda: stage.is_measuring, listener.on_note) as interrupts:
             outcome = app.search(
                 spec,
                 listener,
                 resume=request.resume,
                 should_stop=interrupts.should_stop,
-                on_estimate=lambda estimate: [
-                    listener.on_note(line) for line in summary.estimate_lines(estimate)
-                ][:0],
+                on_estimate=tell,
             )
         return outcome, app.home.artifacts(spec.name) / "pareto.png"
 
@@ -150,10 +151,10 @@ def _load(request: SearchRequest) -> SearchSpec:
 
 def _ending(request: SearchRequest, outcome: Outcome) -> ExitCode:
     record = outcome.record
-    if record.state == "interrupted":
+    if record.state is SearchState.INTERRUPTED:
         say(f"interrupted after {outcome.n_trials} trials; go on with: {request.resume_command}")
         return ExitCode.INTERRUPTED
-    if record.state == "failed":
+    if record.state is SearchState.FAILED:
         say(f"error: {record.message}")
     return summary.outcome_code(outcome)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,14 @@ from rich.console import Console
 
 from autoq.cli import render, wording
 from autoq.cli.errors import ExitCode
+from autoq.cli.options import home_arguments
+from autoq.search.outcome import metric_name
+from autoq.search.records import SearchState
 
 if TYPE_CHECKING:
     from autoq.app import Estimate
     from autoq.core.measurements import Baseline
     from autoq.search.outcome import Outcome, Point
-    from autoq.search.records import TrialRecord
 
 # How each bound reads: what is bounded, and how a value of it is written.
 _BOUNDS: dict[str, tuple[str, Any]] = {
@@ -29,7 +30,7 @@ _BOUNDS: dict[str, tuple[str, Any]] = {
 
 def outcome_code(outcome: Outcome) -> ExitCode:
     """Return the exit code of what a search found so far."""
-    if outcome.record.state == "failed":
+    if outcome.record.state is SearchState.FAILED:
         return ExitCode.OURS
     return ExitCode.OK if outcome.any_feasible else ExitCode.INFEASIBLE
 
@@ -39,8 +40,6 @@ def print_outcome(console: Console, outcome: Outcome, home: Path, plot: Path) ->
 
     `home` is as the user gave it, for the commands that are suggested.
     """
-    from autoq.search.outcome import metric_name
-
     record = outcome.record
     metric = metric_name(record.spec)
     _line(console, f"search {record.name}: {record.state}, {_counts(outcome)}")
@@ -50,8 +49,10 @@ def print_outcome(console: Console, outcome: Outcome, home: Path, plot: Path) ->
             _line(console, "the test split has not been used: no figure is checked on unseen data")
     else:
         _line(console, "no trial is measured yet")
-    for line in (*_best_lines(outcome, metric), *nearest_lines(outcome)):
+    for line in (*_best_lines(outcome, metric), *_nearest_lines(outcome)):
         _line(console, line)
+    if warning := _test_warning(outcome):
+        console.print(warning, style="bold red", soft_wrap=True)
     _next_lines(console, outcome, home, plot)
 
 
@@ -68,25 +69,23 @@ def _best_lines(outcome: Outcome, metric: str) -> list[str]:
     if best is None:
         return []
     value = best.measurement.accuracy.value
-    return [
-        f"best: trial {best.trial.number}, {metric} {value:.4f}, {wording.figures(best.measurement)}",
-        *_test_warning(best),
-    ]
+    return [f"best: trial {best.trial.number}, {metric} {value:.4f}, {wording.figures(best.measurement)}"]
 
 
-def _test_warning(best: Point) -> list[str]:
-    if best.test is None or best.test.holds != "no":
-        return []
-    test = best.test.accuracy
+def _test_warning(outcome: Outcome) -> str:
+    best = outcome.best
+    if best is None or best.test is None or best.test.holds != "no":
+        return ""
+    test, bound = best.test.accuracy, outcome.goals.constraints.max_accuracy_drop
     drop = wording.with_interval(test.drop, test.drop_ci, form="+.4f")
-    return [
-        f"WARNING: the best point does NOT hold on the test split: its drop there is {drop}. "
-        "The search has fitted its own split; do not ship this point before looking closer."
-    ]
+    allowed = "none is expected" if bound is None else f"{bound:.4f} is allowed"
+    return (
+        f"WARNING: the best point does NOT hold on the test split: its drop there is {drop}, {allowed}. "
+        "Do not ship it before you know why."
+    )
 
 
-def nearest_lines(outcome: Outcome) -> list[str]:
-    """Say that nothing is feasible, which point is nearest, and which bounds it breaks by how much."""
+def _nearest_lines(outcome: Outcome) -> list[str]:
     nearest, baseline = outcome.nearest, outcome.record.baseline
     if nearest is None or baseline is None:
         return []
@@ -118,95 +117,21 @@ def _next_lines(console: Console, outcome: Outcome, home: Path, plot: Path) -> N
     if point is None:
         return
     select = "best" if outcome.best else str(point.trial.number)
-    at_home = "" if home == Path("autoq-home") else f" --home {shlex.quote(str(home))}"
+    at_home = " ".join(["", *home_arguments(home)])
     rows = {"next": f"autoq export {name} --select {select} --out {name}-{select}{at_home}"}
     if plot.exists():
-        rows["plot"] = str(plot)
+        rows["plot"] = str(plot.relative_to(Path.cwd()) if plot.is_relative_to(Path.cwd()) else plot)
     rows["MLflow"] = f"autoq ui{at_home}"
     console.print(render.pairs_table(rows))
-
-
-def print_search(console: Console, outcome: Outcome, trials: list[TrialRecord]) -> None:
-    """Print the overview of a search: spec, environment, baseline, preparation, all trials."""
-    from autoq.search.outcome import metric_name
-
-    record = outcome.record
-    metric = metric_name(record.spec)
-    about = {"state": f"{record.state}{f': {record.message}' if record.message else ''}"}
-    console.print(render.pairs_table(about | _spec_rows(outcome, metric)))
-    console.print(render.pairs_table(wording.flat(record.environment, "on ")))
-    if record.baseline is not None:
-        console.print(render.pairs_table({"baseline": _baseline_text(record.baseline, metric)}))
-    if record.preparation_s:
-        console.print(render.pairs_table({"preparation": wording.parts(record.preparation_s)}))
-    console.print(render.trials_table(outcome, trials, metric))
-
-
-def _spec_rows(outcome: Outcome, metric: str) -> dict[str, str]:
-    spec = outcome.record.spec
-    bounds = {name: value for name, value in spec["constraints"].items() if value is not None}
-    return {
-        "model": render.model_name(spec),
-        "metric": metric,
-        "objectives": ", ".join(spec["objectives"]),
-        "constraints": ", ".join(f"{name} {value}" for name, value in bounds.items()) or "none",
-        "target": ", ".join(f"{name} {value}" for name, value in spec["target"].items()),
-        "search": ", ".join(f"{name} {value}" for name, value in spec["search"].items() if value is not None),
-    }
-
-
-def _baseline_text(baseline: Baseline, metric: str) -> str:
-    latency = wording.milliseconds(baseline.latency_ms, baseline.latency_ms_ci)
-    return (
-        f"{metric} {baseline.accuracy:.4f}, {latency} ms, {wording.size(baseline.size_bytes)}, "
-        f"noise floor ±{baseline.noise_floor:.2%}"
-    )
-
-
-def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
-    """Print one trial: figures, choices of each layer, parts of its time, why it failed."""
-    point = next((point for point in outcome.points if point.trial.digest == trial.digest), None)
-    repeated = render.repeated_number(outcome, trial)
-    rows = {
-        "trial": str(trial.number),
-        "origin": trial.origin,
-        "state": str(trial.state) + ("" if repeated is None else f": repeats trial {repeated}"),
-        "digest": trial.digest,
-        "seconds": wording.parts(trial.seconds),
-    }
-    if trial.reason:
-        rows["reason"] = trial.reason
-    if point is not None:
-        rows["feasible"] = "yes" if point.feasible else "no"
-        rows |= _figure_rows(point)
-    console.print(render.pairs_table(rows))
-    console.print(render.choices_table(trial, point.measurement.storage_only if point else ()))
-
-
-def _figure_rows(point: Point) -> dict[str, str]:
-    accuracy, latency, size = point.measurement.accuracy, point.measurement.latency, point.measurement.size
-    rows = {
-        "accuracy": f"{accuracy.value:.4f} on {accuracy.n_examples} examples",
-        "drop": wording.with_interval(accuracy.drop, accuracy.drop_ci, form="+.4f"),
-        "latency": f"{wording.milliseconds(latency.latency_ms, latency.latency_ms_ci)} ms, "
-        f"90th percentile {wording.milliseconds(latency.p90_ms)} ms",
-        "speed-up": wording.with_interval(latency.speedup, latency.speedup_ci, form=".2f"),
-        "size": f"{size.size_bytes:,} bytes, bundle {size.bundle_bytes:,} bytes",
-    }
-    if point.test is not None:
-        test = point.test.accuracy
-        drop = wording.with_interval(test.drop, test.drop_ci, form="+.4f")
-        rows["test split"] = f"{test.value:.4f}, drop {drop}, holds: {point.test.holds}"
-    return rows
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:
     """Say what a search will cost, and what the target refuses."""
     search, finals = wording.duration(estimate.search_s), wording.duration(estimate.finals_s)
+    n_anchors = min(estimate.n_anchors, estimate.n_trials)
     return [
-        f"{estimate.n_trials} trials, the first {min(estimate.n_anchors, estimate.n_trials)} of them anchors: "
-        f"at most about {search}, then at most about {finals} for the final round; "
-        f"up to {wording.size(estimate.disk_bytes)} on disk",
+        f"{estimate.n_trials} trials, the first {n_anchors} of them anchors: at most about {search}, "
+        f"then at most about {finals} for the final round; up to {wording.size(estimate.disk_bytes)} on disk",
         *(f"refused by the target: {refusal}" for refusal in estimate.refusals),
     ]
 

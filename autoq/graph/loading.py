@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
@@ -21,48 +22,65 @@ def load_onnx(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file", hint="expected an ONNX model")
     try:
-        model = ir.load(path)
+        # By default the format follows the file's extension: a .json would be read as JSON.
+        model = ir.load(path, format="protobuf")
         nodes = list(model.graph)
-    except (DecodeError, ValueError, TypeError, AttributeError, KeyError, UnicodeDecodeError) as error:
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not a readable ONNX model: {reason}", hint="is it truncated?") from error
     if not nodes:
         raise ModelError(f"{path}: not an ONNX model, or one without any node")
-    _check_external_data(model, path)
+    for graph in _graphs(model):
+        _load_external_data(graph, path)
+    try:
+        onnx.checker.check_model(path)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a valid ONNX model: {reason}") from error
     return model
 
 
-def _check_external_data(model: ir.Model, path: Path) -> None:
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def _load_external_data(graph: ir.Graph, path: Path) -> None:
+    """Read external tensors into memory, so that what is written later stands alone."""
+    for value in graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _load_external(value.const_value, path)
+    for node in graph:
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes.add(ir.AttrTensor(attribute.name, _load_external(attribute.value, path)))
+
+
+def _load_external(tensor: ir.ExternalTensor, path: Path) -> ir.TensorProtocol:
     folder = path.resolve().parent
-    for tensor in _external_tensors(model):
-        location = Path(tensor.location)
-        target = (folder / location).resolve()
-        if location.is_absolute() or not target.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} has its data at {tensor.location!r}, outside the "
-                "model's folder",
-                hint="external data must lie beside the model",
-            )
-        if not target.is_file():
-            raise ModelError(
-                f"{path}: external data file {tensor.location!r} of tensor {tensor.name!r} is missing"
-            )
-        needed = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-        if target.stat().st_size < needed:
-            raise ModelError(
-                f"{path}: external data file {tensor.location!r} is truncated: "
-                f"tensor {tensor.name!r} ends at byte {needed:,}, the file at {target.stat().st_size:,}"
-            )
-
-
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(
-                    attribute.value, ir.ExternalTensor
-                ):
-                    yield attribute.value
+    location = Path(tensor.location)
+    target = (folder / location).resolve()
+    if location.is_absolute() or not target.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has its data at {tensor.location!r}, outside the "
+            "model's folder",
+            hint="external data must lie beside the model",
+        )
+    if not target.is_file():
+        raise ModelError(
+            f"{path}: external data file {tensor.location!r} of tensor {tensor.name!r} is missing"
+        )
+    offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+    if offset < 0 or length != tensor.nbytes:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} takes {tensor.nbytes:,} bytes, but its external data are "
+            f"{length:,} bytes from byte {offset:,}"
+        )
+    if target.stat().st_size < offset + length:
+        raise ModelError(
+            f"{path}: external data file {tensor.location!r} is truncated: tensor {tensor.name!r} ends at "
+            f"byte {offset + length:,}, the file at {target.stat().st_size:,}"
+        )
+    return ir.external_data.convert_tensors_from_external([tensor])[0]

@@ -80,7 +80,7 @@ def make_trial() -> MakeTrial:
             candidate=Candidate.of(choices, {"add1": Precision.INT8}),
             state=TrialState.COMPLETE,
             measurement=Measurement(
-                Accuracy(0.9 - drop, drop, (drop - 0.004, drop + 0.004) if interval else None, 500),
+                Accuracy(0.9 - drop, drop, (drop - 0.004, drop + 0.006) if interval else None, 500),
                 Latency(
                     latency_ms,
                     (0.97 * latency_ms, 1.03 * latency_ms),

@@ -108,7 +108,7 @@ def test_a_search_whose_server_is_killed_goes_on_and_a_sync_shows_all_of_it(
         for trial in trials[1:]:
             resilient.log_trial(record, trial, feasible=True)
         assert not resilient.finish_search(ended, trials, outcome, {})
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 5.0
     assert len(notes) == 2
     assert f"tracking server http://127.0.0.1:{port} failed" in notes[0]
     assert "`autoq sync digits`" in notes[1]
@@ -141,7 +141,7 @@ def test_a_server_that_does_not_answer_costs_one_time_out_then_nothing(
         began = time.monotonic()
         for number in range(20):
             tracker.log_trial(record, make_trial(number), feasible=True)
-        assert 0.9 < time.monotonic() - began < 2.5
+        assert 0.9 < time.monotonic() - began < 6.0  # and not 20 time-outs
     assert len(notes) == 1
 
 

@@ -1,0 +1,86 @@
+import pytest
+import tiny_bench
+from tiny_bench import BROKEN, QUICK, REFUSED, build_workbench, candidate
+
+from autoq.core.errors import TrialError, UserError
+from autoq.core.measurements import Baseline
+from autoq.evaluation.metrics import MetricSpec
+from autoq.evaluation.timing import PILOT_ROUNDS, TimingSettings
+
+
+def test_the_baseline_is_scored_on_both_splits_and_timed_against_itself() -> None:
+    baseline = build_workbench().measure_baseline()
+    assert baseline.accuracy == 0.9
+    assert baseline.test_accuracy == 0.9
+    assert baseline.latency_ms_ci[0] <= baseline.latency_ms <= baseline.latency_ms_ci[1]
+    assert baseline.latency_p90_ms > 0
+    assert baseline.noise_floor > 0
+    assert baseline.size_bytes == len(tiny_bench.TinyAssembler().float_model().content or b"")
+
+
+def test_a_trial_measures_everything_and_says_where_its_time_went() -> None:
+    workbench = build_workbench()
+    baseline = workbench.measure_baseline()
+    fine, coarse = (workbench.run_trial(candidate(bits)) for bits in (8, 2))
+    assert coarse.accuracy.value < fine.accuracy.value <= baseline.accuracy + 0.02
+    assert coarse.accuracy.drop == pytest.approx(baseline.accuracy - coarse.accuracy.value)
+    assert fine.accuracy.n_examples == 120
+    assert fine.latency.latency_ms == pytest.approx(baseline.latency_ms / fine.latency.speedup)
+    assert fine.latency.n_blocks >= 2 * PILOT_ROUNDS
+    assert fine.size.bundle_bytes == 64
+    assert fine.storage_only == ("fc",)
+    assert set(fine.seconds) == {"build", "load", "latency", "accuracy", "inference"}
+    assert 0 < fine.seconds["inference"] <= fine.seconds["latency"] + fine.seconds["accuracy"]
+
+
+def test_the_latency_interval_is_at_least_the_noise_floor() -> None:
+    workbench = build_workbench()
+    workbench.restore(Baseline(0.9, 2.0, (1.9, 2.1), 2.2, 100, noise_floor=0.5))
+    low, high = workbench.run_trial(candidate(8)).latency.speedup_ci
+    assert high / low >= 2.7  # exp(2 x 0.5)
+
+
+def test_a_restored_baseline_serves_as_a_measured_one() -> None:
+    measured, restored = build_workbench(), build_workbench()
+    restored.restore(measured.measure_baseline())
+    trials = [workbench.run_trial(candidate(3)) for workbench in (measured, restored)]
+    assert trials[0].accuracy == trials[1].accuracy
+    assert restored.run_final(candidate(3)).test is not None
+
+
+def test_the_final_measurement_takes_longer_and_scores_the_test_split() -> None:
+    workbench = build_workbench(timing=TimingSettings(0.02, 0.02, 0.5, 0.0001, 0.002, 2))
+    workbench.measure_baseline()
+    trial, final = workbench.run_trial(candidate(2)), workbench.run_final(candidate(2))
+    assert final.latency.n_blocks > trial.latency.n_blocks
+    assert final.test is not None
+    assert final.test.n_examples == 80
+    assert final.test.drop > 0
+
+
+def test_without_a_test_split_there_is_no_test_accuracy() -> None:
+    workbench = build_workbench(n_test=0)
+    assert workbench.measure_baseline().test_accuracy is None
+    assert workbench.run_final(candidate(8)).test is None
+
+
+def test_a_candidate_that_fails_leaves_the_bench_ready_for_the_next() -> None:
+    workbench = build_workbench()
+    workbench.measure_baseline()
+    with pytest.raises(TrialError, match="no tensor for fc"):
+        workbench.run_trial(REFUSED)
+    with pytest.raises(TrialError, match="output 'scores' has NaN"):
+        workbench.run_trial(BROKEN)
+    assert workbench.run_trial(candidate(8)).accuracy.value > 0.8
+
+
+def test_a_metric_that_cannot_be_loaded_is_the_users_error_before_anything_runs() -> None:
+    with pytest.raises(UserError, match="no such file"):
+        build_workbench(metric=MetricSpec("mine", "nowhere.py:mine"))
+
+
+def test_a_closed_bench_opens_the_float_model_again() -> None:
+    workbench = build_workbench(timing=QUICK)
+    workbench.measure_baseline()
+    workbench.close()
+    assert workbench.run_trial(candidate(8)).accuracy.value > 0.8

@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from autoq.core.choices import Choice, Format
 from autoq.core.errors import StoreError, UnknownNameError
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("autoq")
 
+_LOUD = 0.05  # noise floor that hides what most candidates differ by
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -63,6 +68,16 @@ class Inspection:
     summary: ModelSummary
     latency_share: Mapping[str, float]  # by layer, of the float model's profile
     verdicts: Mapping[str, Mapping[str, Verdict]]  # layer -> format -> verdict
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What this machine is fit for."""
+
+    environment: dict[str, Any]  # of the default target
+    versions: dict[str, str]
+    noise_floor: float | None  # half-width, as a fraction, of what two sessions of one model differ by
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -312,6 +327,10 @@ class App:
         artifacts = self.write_artifacts(outcome)
         return tracker.sync(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
 
+    def doctor(self) -> Doctor:
+        """Describe runtimes and CPU, and measure the noise floor."""
+        return examine_machine()
+
     # --- caches ----------------------------------------------------------------------------------
 
     def cache_use(self) -> list[CacheUse]:
@@ -352,9 +371,38 @@ def inspect_model(path: Path) -> Inspection:
 
     model = load_model(OnnxModelSpec(path=str(path)))
     target = OnnxRuntimeTarget()
-    return Inspection(
-        model.summary, latency_shares(model.artifact, model.summary), _verdicts(model.summary, target)
-    )
+    return Inspection(model.summary, latency_shares(model), _verdicts(model.summary, target))
+
+
+def examine_machine() -> Doctor:
+    """Describe runtimes and CPU, and measure the noise floor on a small reference model."""
+    from autoq.evaluation.clock import machine_clock
+    from autoq.evaluation.timing import TimingSettings, measure_control
+    from autoq.graph.reference_model import INPUT, SHAPE, reference_model
+    from autoq.targets.cpu import this_cpu
+    from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
+
+    cpu, target, model = this_cpu(), OnnxRuntimeTarget(), reference_model()
+    feeds = [{INPUT: np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)}]
+    with machine_clock():
+        control = measure_control(lambda: target.open(model), feeds, TimingSettings(), seed=0)
+    warnings = []
+    if cpu.saturates:
+        warnings.append("u8 x s8 saturates without VNNI: int8 weights are limited to 7 bits")
+    if not cpu.instruction_sets:
+        warnings.append("the instruction sets of this CPU are unknown")
+    if control.noise_floor > _LOUD:
+        warnings.append(
+            f"timings differ by ±{control.noise_floor:.1%} for no reason: is something else running?"
+        )
+    return Doctor(target.environment(), versions(), control.noise_floor, tuple(warnings))
+
+
+def versions() -> dict[str, str]:
+    """Versions of autoq and of what decides its results."""
+    names = ("autoq", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "optuna", "mlflow", "sqlalchemy",
+             "torch", "numpy")  # fmt: skip
+    return {name: version(name) for name in names}
 
 
 class _StudyHook:

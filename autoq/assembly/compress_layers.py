@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from autoq.assembly.insert_qdq import QuantizedTensor
-from autoq.assembly.weights import add_dequantized, add_grid, pack_nibbles
+from autoq.assembly.weights import add_dequantized, add_grid, make_room_for_bias, pack_nibbles
 from autoq.core.choices import Candidate, Choice, Format
 from autoq.graph.blocks import bias_add
 from autoq.graph.layers import channel_axis, is_layer
@@ -18,7 +18,6 @@ from autoq.graph.values import add_initializer, constant, drop_unused, set_initi
 from autoq.variants.variant import Variant
 
 CONTRIB = "com.microsoft"
-_INT32_MAX = 2**31 - 1
 
 
 class CompressLayers(ir.passes.InPlacePass):
@@ -72,27 +71,27 @@ def _use_qdq(
 ) -> None:
     """Weights and bias through DequantizeLinear: the runtime fuses QLinearConv and QGemm from it."""
     graph = model.graph
-    old_weight = node.inputs[1]
-    assert old_weight is not None
-    grid = add_grid(model, node, f"{old_weight.name}_quantized", variant.weights, choice.weight_bits)
     axis = channel_axis(node)
-    real = add_dequantized(graph, node, grid, variant.scales, zero_dtype=np.int8, axis=axis)
-    node.replace_input_with(1, real)
-    drop_unused(graph, old_weight)
+    integers, scales = variant.weights, variant.scales
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is None:
-        return
     scale = constant(tensor.scale)
     assert scale is not None
+    if bias is not None:
+        integers, scales = make_room_for_bias(integers, scales, bias, input_scale=float(scale), axis=axis)
+    old_weight = node.inputs[1]
+    assert old_weight is not None
+    grid = add_grid(model, node, f"{old_weight.name}_quantized", integers, choice.weight_bits)
+    node.replace_input_with(1, add_dequantized(graph, node, grid, scales, zero_dtype=np.int8, axis=axis))
+    drop_unused(graph, old_weight)
+    if bias is None:
+        return
     # The runtime fuses only if the bias has exactly the scale of its accumulator.
-    scales = np.asarray(variant.scales * np.float32(scale), np.float32)
-    integers = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
-    if scales.min() <= np.finfo(np.float32).tiny or np.abs(integers).max(initial=0.0) > _INT32_MAX:
-        return  # does not fit int32: a float bias fuses too, the runtime rounds it itself
+    sums = np.asarray(scales * np.float32(scale), np.float32)
+    counts = np.rint(bias.astype(np.float64) / sums.astype(np.float64)).astype(np.int32)
     old_bias = node.inputs[2]
     assert old_bias is not None
-    stored = add_initializer(graph, f"{old_bias.name}_quantized", integers.astype(np.int32))
-    node.replace_input_with(2, add_dequantized(graph, node, stored, scales, zero_dtype=np.int32, axis=0))
+    stored = add_initializer(graph, f"{old_bias.name}_quantized", counts)
+    node.replace_input_with(2, add_dequantized(graph, node, stored, sums, zero_dtype=np.int32, axis=0))
     drop_unused(graph, old_bias)
 
 

@@ -70,9 +70,10 @@ def _produced(blocks: Sequence[Block], candidate: Candidate) -> set[str]:
     for block in blocks:
         if _runs_on_integers(block, candidate, produced):
             produced.update(block.results)
-    # Gemm can write floats from integers: nothing is gained by quantising what only floats read.
+    # A Gemm without a tail can write floats from integers: nothing is gained by quantising what only
+    # floats read. With a ReLU the runtime fuses a float Gemm first unless a Q follows.
     for block in reversed(blocks):
-        if block.op == "Gemm" and block.results[0] in produced:
+        if block.op == "Gemm" and block.tail is None and block.results[0] in produced:
             readers = _integer_readers(block.results[0], blocks, candidate, produced)
             if not readers:
                 produced -= _moved_from(block.results[0], blocks)

@@ -12,6 +12,8 @@ from autoq.graph.values import add_initializer
 
 INT2_OPSET = 25
 _INT2_IR_VERSION = 13
+# Half of int32: the products are added to the bias in the same accumulator.
+_BIAS_LIMIT = 2**30
 
 
 def pack_nibbles(integers: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
@@ -50,19 +52,56 @@ def add_grid(
     if narrow:
         model.opset_imports[""] = max(opset, INT2_OPSET)
         model.ir_version = max(model.ir_version, _INT2_IR_VERSION)
-    tensor = ir.PackedTensor(packed, dtype, shape=ir.Shape(integers.shape), name=f"{name}_packed")
-    cast = ir.Node(
-        "",
-        "Cast",
-        [add_initializer(graph, f"{name}_packed", tensor)],
-        [ir.AttrInt64("to", int(ir.DataType.INT8))],
-        name=f"{name}_unpack",
-    )
+    tensor = ir.PackedTensor(packed, dtype, shape=ir.Shape(integers.shape), name=name)
+    stored = add_initializer(graph, name, tensor)
+    to_int8 = [ir.AttrInt64("to", int(ir.DataType.INT8))]
+    # Named after the initializer, whose name is unique even where layers share a weight.
+    cast = ir.Node("", "Cast", [stored], to_int8, name=f"{stored.name}_unpack")
     result = cast.outputs[0]
-    result.name, result.shape = name, ir.Shape(integers.shape)
+    result.name, result.shape = f"{stored.name}_unpacked", ir.Shape(integers.shape)
     result.type = ir.TensorType(ir.DataType.INT8)
     graph.insert_before(before, cast)
     return result
+
+
+def make_room_for_bias(
+    integers: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+    bias: npt.NDArray[Any],
+    *,
+    input_scale: float,
+    axis: int,
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Raise the scales under which a bias would not fit int32, and round the weights again.
+
+    A bias has the scale of its channel's sums. Batch norms leave channels behind whose weights are
+    almost zero and whose bias is not: there it overflows, and a float bias is no way out, as the
+    runtime rounds it to int32 itself and lets it overflow. A channel of zeros has no scale of its own;
+    it gets the one that holds its bias best.
+
+    Args:
+        integers: Weight grid in the layer's shape.
+        scales: Shape () per tensor, (channels,) per channel.
+        bias: Float bias, shape (channels,).
+        input_scale: Of the layer's input.
+        axis: Of the weight, over output channels.
+    """
+    # A subnormal scale of the sums would divide the bias to infinity.
+    smallest = 2.0 * float(np.finfo(np.float32).tiny)
+    needed = np.maximum(np.abs(bias.astype(np.float64)) / _BIAS_LIMIT, smallest) / input_scale
+    is_empty = (bias != 0) & ~integers.any(
+        axis=tuple(other for other in range(integers.ndim) if other != axis)
+    )
+    shape = [1] * integers.ndim
+    if scales.ndim:
+        shape[axis] = -1
+    else:
+        needed, is_empty = needed.max(), np.all(is_empty)
+    fitted = np.where(is_empty, needed, np.maximum(scales, needed)).astype(np.float32)
+    if np.array_equal(fitted, scales):
+        return integers, scales
+    factor = (scales.astype(np.float64) / fitted).reshape(shape)
+    return np.rint(integers * factor).astype(np.int8), fitted
 
 
 def add_dequantized(

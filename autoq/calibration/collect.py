@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from autoq.calibration.statistics import Statistics
 from autoq.calibration.summaries import TensorSummary, summarize
@@ -17,6 +18,13 @@ from autoq.graph.float_model import FloatModel, serialize
 # Bytes of activations alive at once: what the batch size of the pass is chosen by.
 _ACTIVATION_BUDGET = 256 * 2**20
 _MAX_BATCH = 32
+_REFUSALS = (
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
 
 
 def collect_statistics(
@@ -31,7 +39,7 @@ def collect_statistics(
 
     Raises:
         DataError: The runtime refuses a batch, or there is none.
-        ModelError: An activation is NaN or infinite.
+        ModelError: The runtime refuses the model, or an activation is NaN or infinite.
     """
     started = time.perf_counter()
     session, shown = _open(model, values)
@@ -77,7 +85,11 @@ def _open(model: FloatModel, values: Sequence[str]) -> tuple[ort.InferenceSessio
     options = ort.SessionOptions()
     options.log_severity_level = 4
     content = serialize(graph).content
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]), wanted
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        raise ModelError(f"ONNX Runtime refuses the float model: {_one_line(error)}") from error
+    return session, wanted
 
 
 def _batch_size(session: ort.InferenceSession, shown: list[str], calibration: Split) -> int:
@@ -91,10 +103,13 @@ def _batch_size(session: ort.InferenceSession, shown: list[str], calibration: Sp
 def _run(session: ort.InferenceSession, shown: list[str], feed: Feed) -> list[Array]:
     try:
         outputs: list[Array] = session.run(shown, feed)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"the model refuses the calibration data: {reason}") from error
+    except _REFUSALS as error:
+        raise DataError(f"the model refuses the calibration data: {_one_line(error)}") from error
     return outputs
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _add(summaries: dict[str, TensorSummary], name: str, array: Array) -> None:

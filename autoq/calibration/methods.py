@@ -15,6 +15,7 @@ _PERCENTILES = {
 }
 _LEVELS = 256
 _STEPS = 64  # candidate clippings tried along each side
+_BULK = 0.99  # of all values, which no entropy threshold may cut into
 Range = tuple[float, float]
 
 
@@ -90,6 +91,9 @@ def _entropy(summary: TensorSummary) -> Range:
     if n_used <= levels:
         return summary.low, summary.high
     stops = np.unique(np.linspace(levels, n_used, _STEPS * 2).astype(int))
+    # With the bulk beyond the threshold P is little more than its last bin, and any Q fits that.
+    inside = np.cumsum(folded)
+    stops = stops[inside[stops - 1] >= _BULK * inside[-1]]
     divergences = [_divergence(folded, int(stop), levels) for stop in stops]
     threshold = float(stops[int(np.argmin(divergences))]) * summary.width
     return max(summary.low, -threshold), min(summary.high, threshold)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from autoq.cli import render, wording
+from autoq.cli.streams import print_table
 from autoq.cli.views import model_name, repeated_number
 from autoq.search.outcome import metric_name
 
@@ -22,13 +23,14 @@ def print_search(console: Console, outcome: Outcome, trials: Sequence[TrialRecor
     record = outcome.record
     metric = metric_name(record.spec)
     about = {"state": f"{record.state}{f': {record.message}' if record.message else ''}"}
-    console.print(render.pairs_table(about | _spec_rows(outcome, metric)))
-    console.print(render.pairs_table(wording.flat(record.environment, "on ")))
+    rows = about | _spec_rows(outcome, metric) | wording.flat(record.environment, "on ")
     if record.baseline is not None:
-        console.print(render.pairs_table({"baseline": _baseline_text(record.baseline, metric)}))
+        rows["baseline"] = _baseline_text(record.baseline, metric)
     if record.preparation_s:
-        console.print(render.pairs_table({"preparation": wording.parts(record.preparation_s)}))
-    console.print(render.trials_table(outcome, trials, metric))
+        rows["preparation"] = wording.parts(record.preparation_s)
+    console.print(render.pairs_table(rows))
+    console.print()
+    print_table(console, render.trials_table(outcome, trials, metric))
 
 
 def _spec_rows(outcome: Outcome, metric: str) -> dict[str, str]:
@@ -69,7 +71,8 @@ def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
         rows["feasible"] = "yes" if point.feasible else "no"
         rows |= _figure_rows(point)
     console.print(render.pairs_table(rows))
-    console.print(render.choices_table(trial, point.measurement.storage_only if point else ()))
+    console.print()
+    print_table(console, render.choices_table(trial, point.measurement.storage_only if point else ()))
 
 
 def _figure_rows(point: Point) -> dict[str, str]:

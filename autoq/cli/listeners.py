@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from autoq.cli.wording import figures, parts
@@ -91,6 +93,26 @@ class LogListener:
     def on_trial_end(self, trial: TrialRecord, progress: Progress) -> None:
         """Log how a trial ended and where its time went."""
         if trial.measurement is None:
-            _log.warning("trial %d failed: %s; %s", trial.number, trial.reason, parts(trial.seconds))
+            _log.info("trial %d failed: %s; %s", trial.number, trial.reason, parts(trial.seconds))
         else:
             _log.info("trial %d: %s; %s", trial.number, figures(trial.measurement), parts(trial.seconds))
+
+
+@contextmanager
+def warnings_told(say: Callable[[str], None]) -> Iterator[None]:
+    """Tell the user of the block what is logged as a warning, such as waiting for the machine."""
+    handler = _Teller(say)
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+
+
+class _Teller(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())

@@ -8,7 +8,7 @@ from typing import get_args
 from autoq.cli import details, render, summary, views, wording
 from autoq.cli.errors import ExitCode, say
 from autoq.cli.opening import open_app
-from autoq.cli.streams import print_json, results_alone_on_stdout, results_console
+from autoq.cli.streams import print_json, print_table, results_alone_on_stdout, results_console
 from autoq.core.errors import UnknownNameError
 
 
@@ -58,7 +58,7 @@ def show_searches(home: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(views.searches_json(searches))
     elif searches:
-        results_console(as_json).print(render.searches_table(searches))
+        print_table(results_console(as_json), render.searches_table(searches))
     else:
         say(f"no searches in {home}")
 
@@ -78,7 +78,7 @@ def show_model(model: Path, *, as_json: bool) -> None:
         f"{len(seen.ops)} weightless ops, {wording.size(seen.size_bytes)}",
         soft_wrap=True,
     )
-    console.print(render.layers_table(inspection))
+    print_table(console, render.layers_table(inspection))
     for refusal in render.refusals(seen, inspection.verdicts):
         console.print(f"refused: {refusal}", soft_wrap=True)
 
@@ -115,4 +115,4 @@ def show_cache(prune: str | None, home: Path, *, as_json: bool) -> None:
         return
     if keep_bytes is not None:
         say(f"freed {wording.size(freed_bytes)}")
-    results_console(as_json).print(render.caches_table(uses))
+    print_table(results_console(as_json), render.caches_table(uses))

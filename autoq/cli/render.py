@@ -15,7 +15,7 @@ from autoq.cli.views import model_name, repeated_number
 if TYPE_CHECKING:
     from autoq.app import CacheUse, Doctor, Inspection
     from autoq.core.layers import ModelSummary
-    from autoq.core.measurements import Baseline
+    from autoq.core.measurements import Baseline, Measurement
     from autoq.evaluation.ports import Verdict
     from autoq.search.outcome import Outcome, Point
     from autoq.search.records import SearchRecord, TrialRecord
@@ -26,14 +26,12 @@ BEST = "*"
 def front_table(outcome: Outcome, metric: str) -> Table:
     """Draw the front, fastest first, under the baseline; the best point has a star.
 
-    The columns of the test split are there only if some point was scored on it.
+    The column of the test split is there only if some point was scored on it.
     """
     tested = any(point.test for point in outcome.front)
-    table = _table("", "trial>", "origin", f"{metric}>", "drop [95 %]", "latency ms [95 %]", "speed-up>")
-    for heading in ("MB", "bundle MB", *((f"test {metric}",) if tested else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in (*(("holds",) if tested else ()), "feasible"):
-        table.add_column(heading, no_wrap=True)
+    table = _table("", "trial>", "origin", f"{metric}>", "drop [95 %]", "latency ms [95 %]", "speed\nup>")
+    for heading in ("MB>", "bundle\nMB>", *((f"test {metric}\nholds",) if tested else ()), "feasible>"):
+        _add_column(table, heading)
     if outcome.record.baseline is not None:
         table.add_row(*_baseline_cells(outcome.record.baseline, tested=tested), style="dim", end_section=True)
     best = outcome.best.trial.number if outcome.best else None
@@ -46,50 +44,34 @@ def front_table(outcome: Outcome, metric: str) -> Table:
 
 def _baseline_cells(baseline: Baseline, *, tested: bool) -> list[str]:
     test = "" if baseline.test_accuracy is None else f"{baseline.test_accuracy:.4f}"
-    return [
-        "",
-        "",
-        "float model",
-        f"{baseline.accuracy:.4f}",
-        "",
-        wording.milliseconds(baseline.latency_ms, baseline.latency_ms_ci),
-        "1.00x",
-        wording.megabytes(baseline.size_bytes),
-        "",
-        *([test, ""] if tested else []),
-        "",
-    ]
+    latency = wording.milliseconds(baseline.latency_ms, baseline.latency_ms_ci)
+    size = wording.megabytes(baseline.size_bytes)
+    name, accuracy = "float model", f"{baseline.accuracy:.4f}"
+    return ["", "", name, accuracy, "", latency, "1.00x", size, "", *([test] if tested else []), ""]
 
 
 def _point_cells(point: Point, *, tested: bool) -> list[str]:
-    test = point.test
+    accuracy, latency, size = point.measurement.accuracy, point.measurement.latency, point.measurement.size
+    test = f"{point.test.accuracy.value:.4f} {point.test.holds}" if point.test else ""
     return [
         str(point.trial.number),
         point.trial.origin,
-        *_figure_cells(point),
-        *([f"{test.accuracy.value:.4f}" if test else "", test.holds if test else ""] if tested else []),
-        "yes" if point.feasible else "no",
-    ]
-
-
-def _figure_cells(point: Point) -> list[str]:
-    accuracy, latency, size = point.measurement.accuracy, point.measurement.latency, point.measurement.size
-    return [
         f"{accuracy.value:.4f}",
         wording.with_interval(accuracy.drop, accuracy.drop_ci, form="+.4f"),
         wording.milliseconds(latency.latency_ms, latency.latency_ms_ci),
         f"{latency.speedup:.2f}x",
         wording.megabytes(size.size_bytes),
         wording.megabytes(size.bundle_bytes),
+        *([test] if tested else []),
+        "yes" if point.feasible else "no",
     ]
 
 
 def trials_table(outcome: Outcome, trials: Sequence[TrialRecord], metric: str) -> Table:
     """Draw all trials with how each ended; the note says why one failed or what it repeats."""
-    table = _table("trial>", "state", "origin", f"{metric}>", "drop [95 %]", "latency ms [95 %]", "speed-up>")
-    for heading in ("MB", "bundle MB", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    table = _table("trial>", "state", "origin", f"{metric}>", "drop>", "latency\nms>", "speed\nup>", "MB>")
+    for heading in ("seconds>", "note"):
+        _add_column(table, heading)
     points = {point.trial.digest: point for point in outcome.points}
     for trial in trials:
         point = points.get(trial.digest)
@@ -97,11 +79,21 @@ def trials_table(outcome: Outcome, trials: Sequence[TrialRecord], metric: str) -
             str(trial.number),
             str(trial.state),
             trial.origin,
-            *(_figure_cells(point) if point else [""] * 6),
+            *(_brief_cells(point.measurement) if point else [""] * 5),
             f"{trial.seconds.get('total', 0.0):.2f}",
             _trial_note(outcome, trial, point),
         )
     return table
+
+
+def _brief_cells(measurement: Measurement) -> list[str]:
+    return [
+        f"{measurement.accuracy.value:.4f}",
+        f"{measurement.accuracy.drop:+.4f}",
+        wording.milliseconds(measurement.latency.latency_ms),
+        f"{measurement.latency.speedup:.2f}x",
+        wording.megabytes(measurement.size.size_bytes),
+    ]
 
 
 def _trial_note(outcome: Outcome, trial: TrialRecord, point: Point | None) -> str:
@@ -200,14 +192,18 @@ def pairs_table(rows: Mapping[str, str]) -> Table:
 
 
 def _table(*headings: str) -> Table:
-    """Start a table; a heading that ends with `>` is of a column of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for heading in headings:
-        numeric = heading.endswith(">")
-        table.add_column(
-            heading.removesuffix(">"),
-            justify="right" if numeric else "left",
-            no_wrap=numeric,
-            overflow="fold",
-        )
+        _add_column(table, heading)
     return table
+
+
+def _add_column(table: Table, heading: str) -> None:
+    """Add a column; a heading that ends with `>` is of figures, which are neither wrapped nor cut."""
+    numeric = heading.endswith(">")
+    table.add_column(
+        heading.removesuffix(">"),
+        justify="right" if numeric else "left",
+        no_wrap=numeric,
+        overflow="fold",
+    )

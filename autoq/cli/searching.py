@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autoq.cli import summary, views
 from autoq.cli.errors import ExitCode, complain, say
-from autoq.cli.listeners import LogListener, Relay, Stage
+from autoq.cli.listeners import LogListener, Relay, Stage, warnings_told
 from autoq.cli.live import open_view
 from autoq.cli.opening import open_app
 from autoq.cli.options import home_arguments
@@ -91,7 +91,7 @@ class SearchRequest:
 @contextmanager
 def followed(stage: Stage) -> Iterator[SearchListener]:
     """Show and log whatever the app does in the block, and keep `stage` up to date."""
-    with open_view(progress_console()) as view:
+    with open_view(progress_console()) as view, warnings_told(view.on_note):
         yield Relay(stage, view, LogListener())
 
 

@@ -10,8 +10,11 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 _PIPE_WIDTH = 180  # characters a line where no terminal sets a limit
+# Tables on a narrower terminal are not cut: their lines run on.
+_LEAST_WIDTH = 96
 
 STDOUT, STDERR = 1, 2
 
@@ -32,6 +35,14 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table and an empty line; its text is wrapped where the terminal is narrow, never cut."""
+    if console.width < _LEAST_WIDTH:
+        table.width = _LEAST_WIDTH
+    console.print(table, crop=False)
+    console.print()
 
 
 def print_json(content: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from autoq.cli import render, wording
 from autoq.cli.errors import ExitCode
 from autoq.cli.options import home_arguments
+from autoq.cli.streams import print_table
 from autoq.search.outcome import metric_name
 from autoq.search.records import SearchState
 
@@ -44,7 +45,7 @@ def print_outcome(console: Console, outcome: Outcome, home: Path, plot: Path) ->
     metric = metric_name(record.spec)
     _line(console, f"search {record.name}: {record.state}, {_counts(outcome)}")
     if outcome.front:
-        console.print(render.front_table(outcome, metric))
+        print_table(console, render.front_table(outcome, metric))
         if not any(point.test for point in outcome.front):
             _line(console, "the test split has not been used: no figure is checked on unseen data")
     else:
@@ -122,7 +123,8 @@ def _next_lines(console: Console, outcome: Outcome, home: Path, plot: Path) -> N
     if plot.exists():
         rows["plot"] = str(plot.relative_to(Path.cwd()) if plot.is_relative_to(Path.cwd()) else plot)
     rows["MLflow"] = f"autoq ui{at_home}"
-    console.print(render.pairs_table(rows))
+    for label, text in rows.items():
+        _line(console, f"{label + ':':8}{text}")
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:

@@ -59,7 +59,10 @@ def sync_search(name: str, home: Path) -> None:
     """Replay a search into MLflow and say how much was missing there."""
     with results_alone_on_stdout(), open_app(home) as app:
         n_missed = app.sync(name)
-    print(f"{n_missed} trials of {name} were missing in MLflow and are there now")
+    if n_missed:
+        print(f"{n_missed} trials of {name} were missing in MLflow and are there now")
+    else:
+        print(f"MLflow has all trials of {name}")
 
 
 def serve_ui(host: str, port: int | None, home: Path) -> None:

@@ -11,11 +11,12 @@ from autoq.core.data import Array, Feed
 from autoq.core.errors import UnfaithfulModel
 from autoq.evaluation.ports import Session, Target
 
-# Optimised integer kernels round where the graph as written computes in float, and a value that falls
-# on the other side of a rounding edge moves by one step. Such values are few: the change they make is
-# a small part of what quantisation itself does. A layer that is quantised against what was chosen
-# makes a change of the size of quantisation.
-MAX_SHARE_OF_QUANTIZATION = 0.5
+# Optimised integer kernels round where the graph as written computes in float: a value on the other side
+# of a rounding edge moves by one step, and later layers carry that on. Some kernels of weight-only
+# formats quantise activations too. Of the change that compressing makes, that was measured to be a
+# share of 0.03 to 0.4 (static int8, a ResNet-18 and a MiniLM), 0.3 (dynamic) and up to 0.6 (weight-only
+# int8). A model that lies closer to what was written than that lies to the float model is let pass.
+MAX_SHARE_OF_QUANTIZATION = 1.0
 # Float kernels sum in another order and fuse: about 1e-6 of the output, more in deep models.
 MAX_SHARE_OF_OUTPUT = 1e-3
 
@@ -26,9 +27,9 @@ def check_faithful(
     """Compare a model as the target runs it with the same graph unoptimised.
 
     For every float output the change that optimising makes (root mean square over all feeds) may be at
-    most half the change that compressing makes, or a thousandth of the float model's output if that is
-    more. Only what is noticeable beside the compression is refused: accuracy is measured on the
-    optimised model in any case.
+    most the change that compressing makes, or a thousandth of the float model's output if that is more.
+    So a model that is float but for a few layers is held to a strict account, and a coarse one is not:
+    accuracy is measured on the optimised model in any case.
 
     Args:
         target: Opens the model both ways.

@@ -21,7 +21,7 @@ from autoq.search.outcome import Outcome, Point
 MODEL_FILE = "model.onnx"
 _VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
 
-_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz`, arrays by input name, prints the outputs."""
+_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz`, arrays by input name, prints outputs."""
 
 import sys
 from pathlib import Path
@@ -43,9 +43,12 @@ def load():
 def run(session, raw):
     feed = {{}}
     for name, array in raw.items():
-        scale, offset = TRANSFORMS.get(name, (None, None))
-        feed[name] = array if scale is None else array.astype(np.float32) * np.float32(scale) + np.float32(offset)
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed)))
+        if name in TRANSFORMS:
+            scale, offset = TRANSFORMS[name]
+            array = array.astype(np.float32) * np.float32(scale) + np.float32(offset)
+        feed[name] = array
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feed)))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
         "version": RECIPE_VERSION,
         "float_digest": recipe.float_digest,
         "model_digest": recipe.model_digest,
+        "candidate_digest": recipe.candidate.digest,
         **recipe.candidate.to_json(),
     }
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
@@ -115,8 +116,10 @@ def load_recipe(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text())
         if content["version"] != RECIPE_VERSION:
             raise UserError(f"{path}: recipe version {content['version']}, expected {RECIPE_VERSION}")
-        tensors = load_file(path.with_suffix(".safetensors"))
-        return _from_files(content, tensors)
+        candidate = Candidate.from_json(content)
+        if candidate.digest != content["candidate_digest"]:
+            raise UserError(f"{path}: the choices have been edited since autoq wrote them")
+        return _from_files(candidate, content, load_file(path.with_suffix(".safetensors")))
     except (yaml.YAMLError, UnicodeDecodeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable recipe: {reason}") from error
@@ -135,15 +138,19 @@ def _tensors(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
     return tensors
 
 
-def _from_files(content: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> Recipe:
+def _from_files(
+    candidate: Candidate, content: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+) -> Recipe:
     activations = {}
     for key, zero in tensors.items():
         kind, _, name = key.partition("/")
         if kind == "zero_point":
             scale = float(tensors[f"scale/{name}"][0])
+            if not (np.isfinite(scale) and scale > 0.0):
+                raise ValueError(f"the scale of {name} is {scale}")
             activations[name] = ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)
     return Recipe(
-        candidate=Candidate.from_json(content),
+        candidate=candidate,
         float_digest=str(content["float_digest"]),
         model_digest=str(content["model_digest"]),
         activations=activations,

@@ -58,8 +58,11 @@ def is_layer(node: ir.Node) -> bool:
 def _bias_is_constant(node: ir.Node) -> bool:
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return True
-    bias = constant(node.inputs[2])
-    return bias is not None and bias.ndim == 1
+    bias, weight = constant(node.inputs[2]), constant(node.inputs[1])
+    if bias is None or weight is None or bias.ndim != 1:
+        return False
+    # Gemm alone broadcasts its bias; the kernels that replace it do not.
+    return node.op_type != "Gemm" or bias.size == weight.shape[channel_axis(node)]
 
 
 def channel_axis(node: ir.Node) -> int:

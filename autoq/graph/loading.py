@@ -64,8 +64,7 @@ def _load_external(tensor: ir.ExternalTensor, path: Path) -> ir.TensorProtocol:
     target = (folder / location).resolve()
     if location.is_absolute() or not target.is_relative_to(folder):
         raise ModelError(
-            f"{path}: tensor {tensor.name!r} has its data at {tensor.location!r}, outside the "
-            "model's folder",
+            f"{path}: tensor {tensor.name!r} has its data at {tensor.location!r}, outside the model's folder",
             hint="external data must lie beside the model",
         )
     if not target.is_file():

@@ -21,6 +21,8 @@ from autoq.evaluation.ports import Verdict
 from autoq.targets.cpu import Cpu, this_cpu
 
 _NATIVE = Verdict(legal=True)
+# Formats that end in u8 x s8 kernels: s8 activations are rewritten to u8 at load.
+_U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_DYNAMIC)
 _REJECTIONS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -110,7 +112,7 @@ class OnnxRuntimeTarget:
             return _NATIVE
         if not layer.is_matmul and (choice.format is Format.INT8_DYNAMIC or choice.format.is_weight_only):
             return _refused(f"{choice.format} has no fast kernel for {layer.op}, only for MatMul and Gemm")
-        if self._cpu.saturates and choice.format is Format.INT8 and choice.weight_bits > 7:
+        if self._cpu.saturates and choice.format in _U8_BY_S8 and choice.weight_bits > 7:
             return _refused("u8 x s8 saturates on this CPU (no VNNI): at most 7 weight bits (reduce_range)")
         if layer.op == "ConvTranspose" and choice.granularity is Granularity.CHANNEL and layer.group > 1:
             return _refused("per-channel scales of a grouped ConvTranspose cannot be expressed in ONNX")

@@ -5,58 +5,62 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from autoq.core.artifacts import ModelArtifact
-from autoq.core.layers import ModelSummary, TensorSpec
+from autoq.core.layers import TensorSpec
+from autoq.graph.blocks import BlockKind, find_blocks
+from autoq.graph.float_model import FloatModel
 
 _RUNS = 8
 
 
-def latency_shares(model: ModelArtifact, summary: ModelSummary) -> dict[str, float]:
-    """Share of kernel time that each layer takes, at batch 1 on one thread; layers that cannot be told
-    apart after fusion are left out.
+def latency_shares(model: FloatModel) -> dict[str, float]:
+    """Share of kernel time that each layer takes, at batch 1 on one thread.
 
-    Dynamic axes get 1 on the batch axis and 64 elsewhere.
+    What a layer absorbs counts with it; a layer that was fused away is missing. Dynamic axes get 1 on
+    the batch axis and 64 elsewhere.
     """
     rng = np.random.default_rng(0)
-    feed = {spec.name: _example(spec, rng) for spec in summary.inputs}
+    feed = {spec.name: _example(spec, rng) for spec in model.summary.inputs}
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(model.content, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.artifact.content, options, providers=["CPUExecutionProvider"])
         for _ in range(_RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    return _shares(events, {layer.name for layer in summary.layers})
+    return _shares(events, _kernel_names(model))
 
 
-def _shares(events: list[dict[str, Any]], layers: set[str]) -> dict[str, float]:
+def _kernel_names(model: FloatModel) -> dict[str, str]:
+    """Layer of every name that the runtime may give its kernel: the node's, or that of what it writes."""
+    names: dict[str, str] = {}
+    for block in find_blocks(model.graph):
+        if block.kind is BlockKind.LAYER:
+            names.update(dict.fromkeys((block.name, *block.results), block.name))
+    for node in model.graph.graph:
+        if node.name in names:
+            names.setdefault(str(node.outputs[0].name), str(node.name))
+    return names
+
+
+def _shares(events: list[dict[str, Any]], layers: Mapping[str, str]) -> dict[str, float]:
     spent: defaultdict[str, float] = defaultdict(float)
     for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            spent[name.removesuffix("_kernel_time")] += float(event["dur"])
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            # Layout and fusion passes append to the name: `relu_nchwc`, `fc/MatMulAddFusion`.
+            name = event["name"].removesuffix("_kernel_time").partition("/")[0].removesuffix("_nchwc")
+            spent[layers.get(name, "")] += float(event["dur"])
     total = sum(spent.values()) or 1.0
-    shares: defaultdict[str, float] = defaultdict(float)
-    for name, duration in spent.items():
-        layer = next((known for known in _origins(name) if known in layers), None)
-        if layer is not None:
-            shares[layer] += duration / total
-    return dict(shares)
-
-
-def _origins(node: str) -> list[str]:
-    """Names a fused node may have been called: runtimes append what they did, `fc/MatMulAddFusion`."""
-    parts = node.replace("/", "_").split("_")
-    return [node, *("_".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))]
+    return {layer: duration / total for layer, duration in spent.items() if layer}
 
 
 def _example(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[Any]]:

@@ -14,13 +14,24 @@ class TargetSettings(Protocol):
     """What a spec says of its target."""
 
     @property
-    def runtime(self) -> str: ...
+    def runtime(self) -> str:
+        """Name of the runtime."""
+        ...
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Device of the runtime."""
+        ...
+
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """Threads of one run."""
+        ...
+
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Examples a run."""
+        ...
 
 
 TargetFactory = Callable[[TargetSettings], Target]

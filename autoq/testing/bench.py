@@ -64,7 +64,9 @@ class ModelBench:
         """Assemble a candidate."""
         return self.stitcher.assemble(candidate).artifact
 
-    def run(self, model: ModelArtifact, *, optimize: bool = True, feed: Feed | None = None) -> dict[str, Array]:
+    def run(
+        self, model: ModelArtifact, *, optimize: bool = True, feed: Feed | None = None
+    ) -> dict[str, Array]:
         """Run a model, on the calibration data by default."""
         session = self.target.open(model, optimize=optimize)
         try:

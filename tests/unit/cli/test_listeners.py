@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from autoq.cli.listeners import LogListener, Relay, Stage
+from autoq.cli.listeners import LogListener, Relay, Stage, warnings_told
 from autoq.search.ports import Progress
 from autoq.search.records import TrialRecord
 
@@ -43,4 +45,13 @@ def test_the_log_tells_the_parts_of_each_trials_time(
         "trial 5 begins (tpe)",
         "trial 5 failed: TrialTimeout: ran for 120 s; ",
     ]
-    assert caplog.records[-1].levelname == "WARNING"
+
+
+def test_a_warning_of_the_log_is_told_to_the_user_once_and_only_in_the_block() -> None:
+    told: list[str] = []
+    log = logging.getLogger("autoq.evaluation.clock")
+    with warnings_told(told.append):
+        log.warning("waiting for %s", "the machine")
+        log.info("not for the user")
+    log.warning("afterwards")
+    assert told == ["waiting for the machine"]

@@ -11,7 +11,18 @@ from typer.testing import Result
 
 Autoq = Callable[..., Result]
 
-HEAVY = ("torch", "mlflow", "ray", "optuna", "onnxruntime", "onnx", "sqlalchemy", "pydantic", "matplotlib")
+# Not pydantic: typer itself imports it for the help of a command.
+HEAVY = (
+    "torch",
+    "mlflow",
+    "ray",
+    "optuna",
+    "onnxruntime",
+    "onnx",
+    "sqlalchemy",
+    "matplotlib",
+    "autoq.spec.schema",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["--version"]])

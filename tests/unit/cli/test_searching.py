@@ -132,7 +132,7 @@ def test_a_finished_search_is_printed_again_and_not_run_again(
 ) -> None:
     result = autoq("search", spec_file, "--home", stored(), "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["best"] == 3
+    assert json.loads(result.stdout)["best"] == 2
     assert "finished already" in result.stderr
 
 

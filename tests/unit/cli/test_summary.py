@@ -29,11 +29,11 @@ def test_the_front_is_under_the_baseline_and_the_best_has_a_star(make_outcome: M
     text = printed(make_outcome())
     assert row_of(text, "float model") == "float model 0.9000 1.00 [0.99, 1.01] 1.00x 0.00400"
     assert row_of(text, "*") == (
-        "* 3 tpe 0.8633 +0.0367 [+0.0267, +0.0467] 0.250 [0.247, 0.253] 4.00x 0.00100 0.000800 yes"
+        "* 2 tpe 0.8500 +0.0500 [+0.0400, +0.0600] 0.625 [0.619, 0.631] 1.60x 0.00250 0.00200 yes"
     )
-    assert text.count("\n *") == 1
+    assert text.count("\n*") == 1
     assert row_of(text, "anchor float").endswith(" yes")
-    assert "best: trial 3, top1 0.8633" in text
+    assert "best: trial 2, top1 0.8500" in text
 
 
 def test_the_front_is_fastest_first(make_outcome: MakeOutcome) -> None:
@@ -96,3 +96,12 @@ def test_the_exit_code_follows_state_and_feasibility(
 def test_a_search_without_a_baseline_has_no_front_yet(make_outcome: MakeOutcome) -> None:
     text = printed(make_outcome(baseline=None, state=SearchState.RUNNING))
     assert "no trial is measured yet" in text
+
+
+def test_on_a_narrow_terminal_no_figure_is_cut(make_outcome: MakeOutcome) -> None:
+    console = Console(file=io.StringIO(), width=60, markup=False, highlight=False)
+    print_outcome(console, make_outcome(holds="undecided"), Path("autoq-home"), Path("no.png"))
+    assert isinstance(console.file, io.StringIO)
+    words = console.file.getvalue().split()
+    for figure in ("0.8500", "+0.0500", "[+0.0400,", "+0.0600]", "[0.619,", "1.60x", "0.00250", "undecided"):
+        assert figure in words

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from autoq.core.layers import ModelSummary
+    from autoq.core.measurements import Baseline
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -168,14 +169,14 @@ class App:
         prepare_statistics(ready, self.home, listener)
         prepare_variants(ready, self.home, listener)
         preparing.join()
-        with open_runner(ready, self.home, known.baseline if known else None) as runner:
-            record = self._start(ready, known)
-            if record.baseline is None:
+        baseline = known.baseline if known else None
+        with open_runner(ready, self.home, baseline) as runner:
+            if baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
                 with timed(ready.seconds, "baseline"):
                     baseline = runner.measure_baseline()
-                record = record.but(baseline=baseline, preparation_s=dict(ready.seconds))
-                self.ledger.update_search(record)
+            # Not before: a metric that raises, or too little memory, must leave no search behind.
+            record = self._start(ready, known, baseline)
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             tracker.start_search(record)
             hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
@@ -189,7 +190,7 @@ class App:
         self._publish(outcome, stop, tracker, listener)
         return self.outcome(spec.name)
 
-    def _start(self, ready: Preparation, known: SearchRecord | None) -> SearchRecord:
+    def _start(self, ready: Preparation, known: SearchRecord | None, baseline: Baseline) -> SearchRecord:
         if known is not None:
             return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown
         record = SearchRecord(
@@ -200,6 +201,8 @@ class App:
             created_at=time.time(),
             model_digest=ready.content_digest,
             environment=ready.environment,
+            baseline=baseline,
+            preparation_s=dict(ready.seconds),
         )
         self.ledger.create_search(record)
         return record
@@ -302,16 +305,6 @@ class App:
         point = outcome.select(select)
         export_point(self.home, outcome, point, out, listener)
         return point
-
-    def apply(self, recipe: Path, model: Path, out: Path) -> int:
-        """Rebuild a deployed model from its recipe and the float model; return its size in bytes.
-
-        Raises:
-            UserError: The recipe or the model cannot be read, or do not belong together.
-        """
-        from autoq.exporting import apply_recipe_file
-
-        return apply_recipe_file(recipe, model, out)
 
     def sync(self, name: str) -> int:
         """Replay a search into MLflow; return the number of trials that were missing there.

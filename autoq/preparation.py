@@ -167,7 +167,7 @@ def prepare_variants(ready: Preparation, home: Home, listener: SearchListener) -
     if sum(sizes[name] for name, _ in wanted) > _PREBUILD_WEIGHTS:
         listener.on_note("variants: too many to build ahead, each is built when a trial needs it")
         return
-    listener.on_phase("variants", f"{len(wanted)} of {len(sizes)} layers")
+    listener.on_phase("variants", f"{len(wanted)} variants of {len(sizes)} layers")
     with timed(ready.seconds, "variants"):
         built = open_variants(ready.model, home).build_all(wanted)
     listener.on_note(f"variants: {len(wanted) - built} reused, {built} built")

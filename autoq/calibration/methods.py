@@ -37,12 +37,13 @@ def activation_range(summary: TensorSummary, method: Calibration) -> Range:
 
 
 def _percentile(summary: TensorSummary, fraction: float) -> Range:
-    """Cut the tails that hold 1 - fraction of the mass each; a one-sided tensor keeps its zero."""
-    cumulative = np.cumsum(summary.counts) / summary.n_values
+    """Cut off at most 1 - fraction of the values at either end; a one-sided tensor keeps its zero."""
+    up_to = np.cumsum(summary.counts)
+    # Counts are compared as integers: 1 - 0.9999 is a little less than 0.0001.
+    n_cut = int((1.0 - fraction) * summary.n_values + 1e-6)
     edges = summary.centers + summary.width / 2
-    high = float(edges[int(np.searchsorted(cumulative, fraction))])
-    below = np.concatenate([[0.0], cumulative[:-1]])  # mass left of each bin
-    low = float(edges[int(np.searchsorted(below, 1.0 - fraction, side="right")) - 1] - summary.width)
+    high = float(edges[int(np.searchsorted(up_to, summary.n_values - n_cut))])
+    low = float(edges[int(np.searchsorted(up_to, n_cut, side="right"))] - summary.width)
     return max(low, summary.low) if summary.low < 0 else summary.low, min(high, summary.high)
 
 
@@ -117,13 +118,3 @@ def _kl(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
     p, q = p / p.sum(), q / q.sum()
     used = p > 0
     return float(np.sum(p[used] * np.log(p[used] / q[used])))
-
-
-def all_ranges(
-    summaries: dict[str, TensorSummary], methods: tuple[Calibration, ...]
-) -> dict[str, dict[Calibration, Range]]:
-    """Derive the range of every tensor by every method."""
-    return {
-        name: {method: activation_range(summary, method) for method in methods}
-        for name, summary in summaries.items()
-    }

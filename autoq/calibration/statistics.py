@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 def load_statistics(path: Path) -> Statistics | None:
     """Read cached statistics; a missing or broken file is a miss, not an error."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Given a path, numpy leaves a file open that is no archive.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             columns = zip(
                 file["names"], file["low"], file["high"], file["exponent"], file["counts"], strict=True
             )
@@ -70,5 +72,5 @@ def load_statistics(path: Path) -> Statistics | None:
                 for name, low, high, exponent, counts in columns
             }
             return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -21,7 +21,7 @@ from autoq.search.outcome import Outcome, Point
 MODEL_FILE = "model.onnx"
 _VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
 
-_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz`, arrays by input name, prints outputs."""
+_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz` prints the outputs."""
 
 import sys
 from pathlib import Path

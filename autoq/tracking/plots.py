@@ -241,8 +241,10 @@ def _draw_points(
             continue
         measured = [point.measurement for point in members]
         xs, ys = [horizontal.value(m) for m in measured], [vertical.value(m) for m in measured]
-        _draw_intervals(axes, horizontal, vertical, measured, _PALE if color == _GREY else color)
         leading = [point.trial.number in on_front for point in members]
+        # Intervals of the others would only blur the picture and stretch its axes.
+        shown = [m for m, lead in zip(measured, leading, strict=True) if lead]
+        _draw_intervals(axes, horizontal, vertical, shown, _PALE if color == _GREY else color)
         axes.scatter(
             xs,
             ys,

@@ -29,6 +29,9 @@ _SETTINGS = {
     "PYTHONWARNINGS": "ignore",  # deprecations inside MLflow are nothing to a reader of its pages
 }
 
+# MLflow 3 greets a new browser with its GenAI pages; this one opens on experiments and their runs.
+RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
+
 
 def run_ui(
     backend_uri: str,
@@ -60,7 +63,7 @@ def run_ui(
     with _serving(server_command(host, chosen), settings) as server:
         try:
             _wait_until_ready(server, address)
-            say(f"MLflow is at {address} (Ctrl-C stops it)")
+            say(f"MLflow is at {address}{RUNS_PAGE} (Ctrl-C stops it)")
             if server.wait() != 0:
                 raise InfrastructureError(f"the MLflow server ended with code {server.returncode}")
         except KeyboardInterrupt:

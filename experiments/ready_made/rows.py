@@ -99,7 +99,7 @@ def make_rows(model: Path, folder: Path, calibration: Split, *, transformer: boo
     files = {}
     for index, (name, make) in enumerate(rows.items()):
         out = folder / f"{model.stem}_{index}.onnx"
-        np.random.seed(0)  # noqa: NPY002 - the percentile calibrator draws from the global state
+        np.random.seed(0)  # the percentile calibrator draws from the global state
         make(model, out, calibration)
         files[name] = out
     return files

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from autoq.app import App, Doctor
 from autoq.search.records import SearchState
 from autoq.spec.schema import SearchSpec
+from autoq.testing.models import residual_cnn
 
 Autoq = Callable[..., Result]
 Stored = Callable[..., Path]
@@ -153,3 +155,32 @@ def test_inspect_of_what_is_no_model_is_one_line(autoq: Autoq, tmp_path: Path) -
     assert result.stderr.startswith("autoq: error: ")
     assert result.stderr.count("\n") == 1
     assert "m.onnx" in result.stderr
+
+
+def test_inspect_tells_layers_formats_and_what_is_refused_and_why(autoq: Autoq, tmp_path: Path) -> None:
+    path = tmp_path / "cnn.onnx"
+    path.write_bytes(residual_cnn().SerializeToString())
+    content = json.loads(autoq("inspect", path, "--json").stdout)
+    conv = next(layer for layer in content["layers"] if layer["op"] == "Conv")
+    assert conv["formats"]["fp32"]["legal"]
+    assert not conv["formats"]["int8_dynamic"]["legal"]
+    shown = autoq("inspect", path).stdout
+    row = next(line.split() for line in shown.splitlines() if line.startswith(f"{conv['name']} "))
+    assert row[1] == "Conv"
+    assert f"{conv['parameters']:,}" in row
+    assert "refused: int8_dynamic on " in shown
+    assert conv["formats"]["int8_dynamic"]["reason"] in shown
+
+
+def test_doctor_tells_versions_strategies_noise_and_warnings(
+    autoq: Autoq, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real one measures for seconds.
+    found = Doctor({"cpu": {"model": "Abacus"}}, {"torch": "2.13"}, 0.0123, ("u8 x s8 saturates",))
+    monkeypatch.setattr(App, "doctor", lambda self: found)
+    shown = autoq("doctor", "--home", home).stdout
+    for fact in ("Abacus", "2.13", "tpe, nsga2, gp, random", "±1.23%", "warning: u8 x s8 saturates"):
+        assert fact in shown
+    content = json.loads(autoq("doctor", "--home", home, "--json").stdout)
+    assert content["noise_floor"] == 0.0123
+    assert content["warnings"] == ["u8 x s8 saturates"]

@@ -14,7 +14,7 @@ import pytest
 from autoq.core.errors import UserError
 from autoq.search.records import SearchRecord
 from autoq.tracking.mlflow_tracking import MlflowTracker
-from autoq.tracking.server import DEFAULT_PORT, choose_port, run_ui, server_settings
+from autoq.tracking.server import DEFAULT_PORT, RUNS_PAGE, choose_port, run_ui, server_settings
 from autoq.tracking.sqlite_store import sqlite_uri
 
 
@@ -40,7 +40,7 @@ print("returned")
     ui = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert ui.stdout is not None
     try:
-        assert ui.stdout.readline() == f"MLflow is at http://127.0.0.1:{port} (Ctrl-C stops it)\n"
+        assert ui.stdout.readline() == f"MLflow is at http://127.0.0.1:{port}{RUNS_PAGE} (Ctrl-C stops it)\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
             assert b"<title>MLflow</title>" in page.read()
         os.kill(ui.pid, signal.SIGINT)

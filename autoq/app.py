@@ -32,7 +32,7 @@ from autoq.preparation import (
 from autoq.search.engine import Plan, Services, Stop, run_search
 from autoq.search.finals import MAX_FINALISTS, run_finals
 from autoq.search.outcome import Outcome, Point, build_outcome
-from autoq.search.ports import SearchListener
+from autoq.search.ports import SearchListener, TrialRunner
 from autoq.search.records import SearchRecord, SearchState, TrialRecord
 from autoq.spec.loading import spec_digest, spec_from_json
 from autoq.spec.schema import SearchSpec
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from autoq.core.layers import ModelSummary
-    from autoq.core.measurements import Baseline
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -169,14 +168,8 @@ class App:
         prepare_statistics(ready, self.home, listener)
         prepare_variants(ready, self.home, listener)
         preparing.join()
-        baseline = known.baseline if known else None
-        with open_runner(ready, self.home, baseline) as runner:
-            if baseline is None:
-                listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
-                with timed(ready.seconds, "baseline"):
-                    baseline = runner.measure_baseline()
-            # Not before: a metric that raises, or too little memory, must leave no search behind.
-            record = self._start(ready, known, baseline)
+        with open_runner(ready, self.home, known.baseline if known else None) as runner:
+            record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             tracker.start_search(record)
             hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
@@ -190,15 +183,21 @@ class App:
         self._publish(outcome, stop, tracker, listener)
         return self.outcome(spec.name)
 
-    def _start(self, ready: Preparation, known: SearchRecord | None, baseline: Baseline) -> SearchRecord:
-        if known is not None:
-            return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown
+    def _resumed(self, ready: Preparation, known: SearchRecord) -> SearchRecord:
+        return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown
+
+    def _started(self, ready: Preparation, runner: TrialRunner, listener: SearchListener) -> SearchRecord:
+        """Measure the baseline, then store the search: what fails before that leaves nothing behind."""
+        listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
+        created_at = time.time()
+        with timed(ready.seconds, "baseline"):
+            baseline = runner.measure_baseline()
         record = SearchRecord(
             name=ready.spec.name,
             spec=ready.spec.to_json(),
             spec_digest=spec_digest(ready.spec),
             state=SearchState.RUNNING,
-            created_at=time.time(),
+            created_at=created_at,
             model_digest=ready.content_digest,
             environment=ready.environment,
             baseline=baseline,

@@ -46,9 +46,18 @@ def canonicalize(model: ir.Model) -> ir.Model:
     common.TopologicalSortPass()(model)
     NameNodes()(model)
     common.ClearMetadataAndDocStringPass()(model)
+    _clear_values(model.graph)
     model.producer_name, model.producer_version = "autoq", None
     model.ir_version = max(model.ir_version, _IR_VERSION)
     return model
+
+
+def _clear_values(graph: ir.Graph) -> None:
+    """Strip what the pass above leaves on inputs, weights and results."""
+    computed = [output for node in graph for output in node.outputs]
+    for value in (*graph.inputs, *graph.initializers.values(), *computed):
+        value.metadata_props.clear()
+        value.doc_string = None
 
 
 def _raise_opset(model: ir.Model) -> None:

@@ -50,6 +50,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> bool:
     bias_name = old_bias.name if old_bias is not None and old_bias.name else f"{name}_bias"
     set_initializer(graph, layer, 2, bias_name, new_bias.astype(weight.dtype))
     norm.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
+    layer.outputs[0].name = norm.outputs[0].name  # which a graph output may not lose
     graph.remove(norm, safe=True)
     return True
 

@@ -42,7 +42,9 @@ def _replace(graph: ir.Graph, mean: ir.Node) -> None:
     if not mean.attributes.get_int("keepdims", 1):
         # 0 keeps the batch axis as it is, whether static or dynamic.
         shape = add_initializer(graph, f"{mean.name or 'pool'}_shape", np.array([0, -1], np.int64))
-        result.name = f"{old.name}_pooled"
+        assert mean.inputs[0] is not None
+        assert mean.inputs[0].shape is not None
+        result.name, result.shape = f"{old.name}_pooled", ir.Shape([*mean.inputs[0].shape[:2], 1, 1])
         reshape = ir.Node(
             "", "Reshape", [result, shape], num_outputs=1, name=f"{mean.name or 'pool'}_flatten"
         )

@@ -6,12 +6,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 
 from autoq.core.choices import Choice, Format
@@ -128,17 +130,33 @@ class App:
         """
         known = self.ledger.load_search(spec.name)
         self._check_name(spec, known, resume=resume)
-        if known is not None and known.state is SearchState.FINISHED and not resume:
-            listener.on_note(f"search {spec.name!r} is finished already; this is what it found")
-            return self.outcome(spec.name)
         ready = prepare(spec, self.home, listener)
-        if known is not None and known.model_digest != ready.content_digest:
-            raise StoreError(
-                f"search {spec.name!r} was started on another model or other data",
-                hint="give the new search another name, or delete the old one",
-            )
-        on_estimate(_estimate(ready))
-        return self._run(ready, known, listener, should_stop)
+        if known is not None:
+            _check_same_measure(known, ready)
+            if known.state is SearchState.FINISHED and not resume:
+                listener.on_note(
+                    f"search {spec.name!r} is finished already, this is what it found; "
+                    "--resume with more trials goes on"
+                )
+                return self.outcome(spec.name)
+        with self._owning(spec.name):
+            on_estimate(_estimate(ready))
+            return self._run(ready, self.ledger.load_search(spec.name), listener, should_stop)
+
+    @contextmanager
+    def _owning(self, name: str) -> Iterator[None]:
+        """Keep other processes out of a search for as long as this one runs it.
+
+        Raises:
+            StoreError: Another process of this home is at it.
+        """
+        path = self.home.lock(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(path, timeout=0):
+                yield
+        except filelock.Timeout:
+            raise StoreError(f"search {name!r} is being run by another process") from None
 
     def _check_name(self, spec: SearchSpec, known: SearchRecord | None, *, resume: bool) -> None:
         if known is None:
@@ -146,7 +164,7 @@ class App:
         if known.spec_digest != spec_digest(spec):
             raise StoreError(
                 f"search {spec.name!r} exists with another spec",
-                hint=f"choose another name, or `autoq delete {spec.name}` first",
+                hint="give the same flags as before to go on with it, or choose another name",
             )
         if not resume and known.state is not SearchState.FINISHED:
             raise StoreError(
@@ -267,7 +285,8 @@ class App:
             UnknownNameError: No search has that name.
         """
         self.record(name)
-        self.ledger.delete_search(name)
+        with self._owning(name):
+            self.ledger.delete_search(name)
         shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
 
     def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
@@ -395,6 +414,26 @@ def versions() -> dict[str, str]:
     names = ("autoq", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "optuna", "mlflow", "sqlalchemy",
              "torch", "numpy")  # fmt: skip
     return {name: version(name) for name in names}
+
+
+def _check_same_measure(known: SearchRecord, ready: Preparation) -> None:
+    """Refuse to mix measurements that cannot be compared.
+
+    Raises:
+        StoreError: Model, data, metric, machine or runtime are no longer what they were.
+    """
+    if known.model_digest != ready.content_digest:
+        raise StoreError(
+            f"search {known.name!r} was started on another model, other data or another metric",
+            hint="give the new search another name, or delete the old one",
+        )
+    for key in ("runtime", "runtime_version", "threads", "batch_size", "cpu"):
+        before, now = known.environment.get(key), ready.environment[key]
+        if before != now:
+            raise StoreError(
+                f"search {known.name!r} was measured with {key} {before}, here it is {now}",
+                hint="latencies of two machines or runtimes do not mix: give the new search another name",
+            )
 
 
 class _StudyHook:

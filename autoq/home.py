@@ -57,6 +57,10 @@ class Home:
         """The variant store."""
         return self.cache / "variants"
 
+    def lock(self, search: str) -> Path:
+        """Held by the process that runs a search."""
+        return self.root / "locks" / f"{search}.lock"
+
     def artifacts(self, search: str) -> Path:
         """What a search leaves for people: plot, recipe."""
         return self.root / "artifacts" / search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,11 @@ from autoq.calibration.statistics import (
     statistics_key,
 )
 from autoq.core.choices import Choice
-from autoq.core.digests import digest_all
+from autoq.core.digests import digest_all, digest_file
 from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel
 from autoq.core.layers import Layer
 from autoq.core.measurements import Baseline
+from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.ports import Target
 from autoq.evaluation.timing import TimingSettings
@@ -79,9 +81,17 @@ class Preparation:
 
     @property
     def content_digest(self) -> str:
-        """Hash of model and data: what a stored search is only comparable under."""
+        """Hash of model, data and metric: what a stored search is only comparable under."""
         splits = (self.data.calibration, self.data.search, self.data.test)
-        return digest_all([self.model.summary.digest, *(split.digest for split in splits if split)])
+        metric = self.spec.metric
+        source = "" if isinstance(metric, str) else _source_digest(metric.python)
+        return digest_all([self.model.summary.digest, *(split.digest for split in splits if split), source])
+
+
+def _source_digest(reference: str) -> str:
+    """Hash the file of a user's function; one in a package is known by its name alone."""
+    path = Path(reference.rpartition(":")[0])
+    return digest_file(path) if path.is_file() else reference
 
 
 @contextmanager
@@ -137,7 +147,7 @@ def save_model(model: FloatModel, home: Home) -> Path:
     path = home.model(model.summary.digest)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         model.artifact.save(temporary)
         temporary.replace(path)
     return path
@@ -152,7 +162,7 @@ def prepare_statistics(ready: Preparation, home: Home, listener: SearchListener)
     listener.on_phase("statistics", f"one pass over {ready.data.calibration.n_examples} examples")
     if ready.data.calibration.n_examples == 1:
         listener.on_note("warning: calibrating on a single example")
-    with timed(ready.seconds, "statistics"):
+    with timed(ready.seconds, "statistics"), machine_clock():
         values = quantizable_values(find_blocks(ready.model.graph))
         statistics = collect_statistics(ready.model, values, ready.data.calibration)
         save_statistics(statistics, path)
@@ -168,7 +178,7 @@ def prepare_variants(ready: Preparation, home: Home, listener: SearchListener) -
         listener.on_note("variants: too many to build ahead, each is built when a trial needs it")
         return
     listener.on_phase("variants", f"{len(wanted)} variants of {len(sizes)} layers")
-    with timed(ready.seconds, "variants"):
+    with timed(ready.seconds, "variants"), machine_clock():
         built = open_variants(ready.model, home).build_all(wanted)
     listener.on_note(f"variants: {len(wanted) - built} reused, {built} built")
 

@@ -81,7 +81,9 @@ class InsertQdq(ir.passes.InPlacePass):
 
         Its optimiser WeightBiasQuantization gives 8-bit weights to a Conv or Gemm between a DQ with
         one scale and a Q, and both may come from afar: QDQPropagation moves them through a MaxPool
-        that was chosen float. A DQ with a scale per channel is left alone by both.
+        that was chosen float. A DQ with a scale per channel is left alone by both. Other ops cannot be
+        kept from their integer kernel like this: the runtime fuses them all the same, and then refuses
+        the scales.
         """
         if node.inputs[0] is not value or self._reads_integers(node):
             return False

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import typer
 
-from autoq.core.errors import AutoqError, InfrastructureError, TrialError, UserError
+from autoq.core.errors import DISK_ERRORS, AutoqError, InfrastructureError, TrialError, UserError
 
 
 class ExitCode(IntEnum):
@@ -57,6 +57,11 @@ def report_errors() -> Iterator[None]:
     except AutoqError as error:
         complain(error)
         raise typer.Exit(exit_code_of(error)) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        say(f"error: cannot write: {error.strerror}: {error.filename}")
+        raise typer.Exit(ExitCode.LOST) from None
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None

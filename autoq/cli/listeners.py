@@ -53,8 +53,8 @@ class Stage:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the search can be resumed: it is stored right before the baseline is measured."""
-        return self.phase in ("baseline", *_MEASURING)
+        """Whether the search can be resumed: it is stored once its baseline is measured."""
+        return self.phase in _MEASURING
 
     @property
     def is_measuring(self) -> bool:

@@ -9,7 +9,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoq.core.errors import StoreError
+from autoq.core.errors import AutoqError, StoreError
 
 if TYPE_CHECKING:
     from autoq.app import App
@@ -50,6 +50,9 @@ def log_to(path: Path) -> Iterator[None]:
     _log.setLevel(logging.INFO)
     try:
         yield
+    except AutoqError as error:
+        _log.error("ended by %s: %s", type(error).__name__, error)  # causes may carry passwords
+        raise
     except BaseException as error:
         _log.error("ended by %s", type(error).__name__, exc_info=True)
         raise

@@ -33,7 +33,9 @@ def outcome_code(outcome: Outcome) -> ExitCode:
     """Return the exit code of what a search found so far."""
     if outcome.record.state is SearchState.FAILED:
         return ExitCode.OURS
-    return ExitCode.OK if outcome.any_feasible else ExitCode.INFEASIBLE
+    if outcome.any_feasible or outcome.record.state is not SearchState.FINISHED:
+        return ExitCode.OK
+    return ExitCode.INFEASIBLE
 
 
 def print_outcome(console: Console, outcome: Outcome, home: Path, plot: Path) -> None:

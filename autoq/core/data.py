@@ -80,11 +80,6 @@ class Split:
         shape = {name: [t.scale, t.offset] for name, t in self.transform.items()}
         return digest_all([*content, digest_json(shape)])
 
-    @cached_property
-    def inputs_digest(self) -> str:
-        """Content hash of the input arrays alone, for finding splits that are the same data."""
-        return digest_all(digest_arrays(batch.inputs) for batch in self.batches)
-
     def take(self, n_examples: int) -> Split:
         """Return the first examples."""
         return self.rows(np.arange(min(n_examples, self.n_examples)))

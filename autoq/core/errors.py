@@ -24,6 +24,11 @@ Anything else that is raised is a bug of autoq and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
+# The disk is full, over quota, read-only or broken: the user's to mend, and then the search goes on.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
 
 class AutoqError(Exception):
     """Base of every error autoq raises on purpose.

@@ -50,6 +50,7 @@ class Measurement:
     latency: Latency
     size: Size
     storage_only: tuple[str, ...] = ()  # layers whose bits save bytes but no time
+    model_digest: str = ""  # of the measured model, byte for byte
     seconds: Mapping[str, float] = field(default_factory=dict)  # where the trial's time went
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +65,7 @@ class Measurement:
             latency_from_json(data["latency"]),
             Size(**data["size"]),
             tuple(data["storage_only"]),
+            data["model_digest"],
             dict(data["seconds"]),
         )
 

@@ -16,7 +16,7 @@ from autoq.core.errors import SpecError
 def load_object(reference: str, base: Path | None = None) -> Any:
     """Import the object that a reference names.
 
-    A file's folder joins the end of the import path, so that the file finds its neighbours. Loading
+    A file's folder, or for a package the working directory, joins the end of the import path. Loading
     the same file again gives the same module unless its content has changed.
 
     Args:
@@ -39,6 +39,9 @@ def load_object(reference: str, base: Path | None = None) -> Any:
 
 
 def _import_module(name: str) -> ModuleType:
+    # A console script, unlike `python -m`, does not look for modules where it is started.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything

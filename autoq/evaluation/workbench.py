@@ -135,7 +135,8 @@ class Workbench:
             with parts.timed("accuracy"):
                 accuracy = self._search.accuracy(session)
         size = Size(built.artifact.size_bytes, built.bundle_bytes)
-        return Measurement(accuracy, latency, size, built.storage_only, parts.seconds)
+        digest = built.artifact.digest
+        return Measurement(accuracy, latency, size, built.storage_only, digest, parts.seconds)
 
     def run_final(self, candidate: Candidate) -> FinalFigures:
         """Check that the runtime is faithful to the candidate, time it for longer, score the test split.

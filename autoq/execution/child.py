@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from autoq.core.errors import AutoqError, TrialOutOfMemory
+from autoq.core.errors import DISK_ERRORS, AutoqError, InfrastructureError, TrialOutOfMemory
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -109,6 +109,8 @@ def serve(connection: Connection[Any, Any], parent_pid: int, log_path: Path | No
 def _failure(error: Exception) -> Failure:
     if isinstance(error, MemoryError):
         return Failure(TrialOutOfMemory(f"the trial ran out of memory: {error}"))
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return Failure(InfrastructureError(f"cannot write: {error.strerror}: {error.filename}"))
     text = f"in the child process:\n{traceback.format_exc()}"
     if isinstance(error, AutoqError) and _survives_pickle(error):
         return Failure(error)

@@ -115,23 +115,34 @@ def _user_anchor(rule: AnchorRule, space: SearchSpace, layers: Sequence[Layer], 
 
 def _claimed(rule: AnchorLayerRule, layers: Sequence[Layer], where: str, target: Target) -> dict[str, Choice]:
     """Choices of the layers of one rule; under `*` those that the target refuses are left out."""
-    choice = _choice_of(rule, where)
-    verdicts = {layer.name: target.judge(layer, choice) for layer in layers}
-    legal = {name: choice for name, verdict in verdicts.items() if choice == FLOAT or verdict.legal}
-    refused = [name for name in verdicts if name not in legal]
+    legal: dict[str, Choice] = {}
+    refused: dict[str, str] = {}
+    for layer in layers:
+        tried = [_choice_of(rule, bits, where) for bits in _bits_tried(rule)]
+        verdicts = [(choice, target.judge(layer, choice)) for choice in tried]
+        runs = next((choice for choice, verdict in verdicts if choice == FLOAT or verdict.legal), None)
+        if runs is not None:
+            legal[layer.name] = runs
+        else:
+            refused[layer.name] = verdicts[0][1].reason
     if refused and (rule.pattern != "*" or not legal):
-        raise SpecError(
-            f"{where}: {target.name} cannot run {choice} on {refused[0]!r}",
-            hint=verdicts[refused[0]].reason,
-        )
+        name, reason = next(iter(refused.items()))
+        raise SpecError(f"{where}: {target.name} cannot run {rule.format} on {name!r}", hint=reason)
     return legal
 
 
-def _choice_of(rule: AnchorLayerRule, where: str) -> Choice:
+def _bits_tried(rule: AnchorLayerRule) -> Sequence[int | None]:
+    """Bits of an anchor: those it names, else the widest that the target runs."""
+    if rule.weight_bits is not None or rule.format is Format.FP32:
+        return [rule.weight_bits]
+    return range(rule.format.container_bits, 1, -1)
+
+
+def _choice_of(rule: AnchorLayerRule, bits: int | None, where: str) -> Choice:
     try:
         return Choice.of(
             rule.format,
-            weight_bits=rule.weight_bits,
+            weight_bits=bits,
             granularity=rule.granularity,
             calibration=rule.calibration,
             sparsity=rule.sparsity,

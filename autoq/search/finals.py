@@ -25,17 +25,25 @@ def run_finals(
     # Chosen by the trials alone, so that a resumed round has the same finalists.
     chosen = finalists(build_outcome(record, plan.goals, trials), limit)
     finals = {final.digest: final for final in services.ledger.load_finals(record.name)}
+    waiting = [point for point in chosen if point.trial.digest not in finals]
+    tried = {point.trial.digest for point in chosen}
     ended = record.but(state=SearchState.FINISHED)
-    for index, point in enumerate(chosen, start=1):
-        if point.trial.digest in finals:
-            continue
+    while waiting:
         if services.should_stop():
             ended = record.but(state=SearchState.INTERRUPTED, message="interrupted in the final round")
             break
-        services.listener.on_phase("final round", f"{index} of {len(chosen)}: trial {point.trial.number}")
+        point = waiting.pop(0)
+        place = f"{len(tried) - len(waiting)} of {len(tried)}"
+        services.listener.on_phase("final round", f"{place}: trial {point.trial.number}")
         if final := _measured(point, services):
             finals[final.digest] = final
             services.ledger.save_finals(record.name, list(finals.values()))
+        if not waiting:
+            # Fresh timings may make another point the best: it is not to be shipped unchecked.
+            best = build_outcome(record, plan.goals, trials, list(finals.values())).best
+            if best is not None and best.trial.digest not in tried:
+                waiting.append(best)
+                tried.add(best.trial.digest)
     services.ledger.update_search(ended)
     return build_outcome(ended, plan.goals, trials, list(finals.values()))
 

@@ -87,7 +87,9 @@ class Outcome:
             raise UnknownNameError(f"search {self.record.name!r} has no measured trial to select from")
         if which == "best":
             return self._best_or_raise()
-        candidates = [point for point in self.front if point.feasible] or list(self.front)
+        candidates = [point for point in self.front if point.feasible]
+        if not candidates:
+            return self._best_or_raise()
         if which == "fastest":
             return min(candidates, key=lambda point: point.measurement.latency.latency_ms)
         if which == "smallest":
@@ -146,11 +148,11 @@ def build_outcome(
     The test split only annotates: it never decides who is on the front, feasible or best.
     """
     points = _points(record, goals, trials, {final.digest: final for final in finals})
+    feasible = [point for point in points if point.feasible]
     front = sorted(
-        (points[row] for row in front_rows(_costs(points, goals))),
+        _front(points, feasible, goals),
         key=lambda point: (point.measurement.latency.latency_ms, point.trial.number),
     )
-    feasible = [point for point in points if point.feasible]
     best = pick_best(feasible, goals) if feasible else None
     nearest = None if feasible or not points else _nearest(points, goals, record.baseline)
     counted = [trial for trial in trials if trial.state is not TrialState.REPEATED]
@@ -270,11 +272,24 @@ def _costs(points: Sequence[Point], goals: Goals) -> np.ndarray[Any, np.dtype[np
     return np.array(rows, dtype=np.float64).reshape(len(points), len(goals.objectives))
 
 
+def _front(points: Sequence[Point], feasible: Sequence[Point], goals: Goals) -> list[Point]:
+    """Points that no other beats; a feasible one is only beaten by another feasible one.
+
+    Otherwise a bound on what is no objective could push every feasible point off the front.
+    """
+    overall = [points[row] for row in front_rows(_costs(points, goals))]
+    kept = [feasible[row] for row in front_rows(_costs(feasible, goals))]
+    return [*kept, *(point for point in overall if not point.feasible)]
+
+
 def _nearest(points: Sequence[Point], goals: Goals, baseline: Baseline | None) -> Point:
     assert baseline is not None
 
     def excess(point: Point) -> float:
         violations = goals.constraints.violations(point.measurement, baseline)
+        if (bound := goals.constraints.max_accuracy_drop) is not None:
+            # The others are relative to their bound already.
+            violations["max_accuracy_drop"] /= max(bound, 0.01)
         return sum(max(value, 0.0) for value in violations.values())
 
     return min(points, key=excess)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityR
 # The samplers and the ablation need categories they can learn from; a trial must stay small to store.
 MAX_LABELS = 12
 _NAMES_SHOWN = 5
+_FEWEST_BITS = 2
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ def _legal_bits(
             refused.append((f"{label} at {bits} bits", verdict.reason))
             if legal:
                 break
+    if not legal and high > _FEWEST_BITS:
+        # A width the target refuses stands for the widest below it that it runs (reduce_range).
+        narrower = range(low - 1, _FEWEST_BITS - 1, -1)
+        fits = (b for b in narrower if target.judge(layer, Choice.from_label(label, weight_bits=b)).legal)
+        legal = list(itertools.islice(fits, 1))
     return ((legal[-1], legal[0]) if legal else None), refused
 
 

@@ -20,11 +20,14 @@ from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.layers import Layer
 from autoq.graph.blocks import find_blocks, quantizable_values
 from autoq.graph.float_model import FloatModel, build_float_model
+from autoq.targets.cpu import this_cpu
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.testing.models import example_feed
 from autoq.variants.store import VariantStore
 
 N_CALIBRATION = 16
+# Without dot-product instructions 8-bit weights saturate, and no test could tell that from a bug.
+INT8 = Choice.of("int8", weight_bits=7 if this_cpu().saturates else 8)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def build_bench(
     is_native: Callable[[Layer, Choice], bool] | None = None,
 ) -> ModelBench:
     """Calibrate a tiny model on drawn inputs; its variants are kept in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     model = build_float_model(ir.from_proto(proto))
     n_examples = next(
         (axis for axis in (spec.shape[0] for spec in model.summary.inputs) if isinstance(axis, int)),
@@ -107,6 +111,25 @@ def build_bench(
         model, statistics, store, is_native or (lambda layer, choice: target.judge(layer, choice).native)
     )
     return ModelBench(model, statistics, stitcher, feed, target, folder)
+
+
+def share_changed_by_optimizing(bench: ModelBench, model: ModelArtifact) -> float:
+    """How much optimising changes the outputs, as a share of what compressing changes (root mean squares).
+
+    Zero where nothing is compressed.
+    """
+    optimized, written = bench.run(model), bench.run(model, optimize=False)
+    plain = bench.run(bench.model.artifact, optimize=False)
+    shares = [0.0]
+    for name, array in written.items():
+        compressed = _rms(array - plain[name])
+        if compressed > 1e-5 * _rms(plain[name]):
+            shares.append(_rms(optimized[name] - array) / compressed)
+    return max(shares)
+
+
+def _rms(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
 
 
 def largest_difference(left: Mapping[str, Array], right: Mapping[str, Array]) -> float:

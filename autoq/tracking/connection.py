@@ -45,7 +45,7 @@ def talking_to(tracking_uri: str) -> Iterator[None]:
         try:
             with _quiet(_CHATTY):  # only now: importing MLflow sets its level
                 yield
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             shown = without_credentials(tracking_uri)
             reason = " ".join(str(error).replace(tracking_uri, shown).split())[:_MAX_MESSAGE_LENGTH]
             raise InfrastructureError(f"tracking server {shown} failed: {reason}") from error

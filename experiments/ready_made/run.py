@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def compare_model(name: str, bench: Path, home: Path, n_trials: int) -> dict[str
         for index, (row, path) in enumerate(files.items()):
             session = ready.target.open(ModelArtifact(path=path))
             with machine_clock():
-                accuracy = scorer.score(session).value
+                accuracy = scorer.accuracy(session).value
                 ratio = measure_latency(session, floats, feeds, EFFORT, seed=index).log_ratio.exp()
                 rival = best_rival(app, outcome, accuracy, session, feeds, seed=index)
             size = path.stat().st_size
@@ -151,6 +152,7 @@ def print_row(row: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
+    logging.getLogger().setLevel(logging.ERROR)  # importing ONNX Runtime's quantiser turns INFO on
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
     parser.add_argument("--trials", type=int, default=40)

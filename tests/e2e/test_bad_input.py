@@ -67,9 +67,7 @@ def truncate(path: Path) -> None:
 
 
 def lose_external_data(path: Path) -> None:
-    onnx.save(
-        onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (path.parent / "weights.bin").unlink()
 
 

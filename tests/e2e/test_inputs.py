@@ -14,7 +14,7 @@ from tiny_case import N_CLASSES, NAME, run_autoq, write_case
 
 from autoq.testing.models import N_TOKENS, GraphBuilder
 
-TORCH_MODEL = '''
+TORCH_MODEL = """
 import torch
 
 
@@ -24,8 +24,8 @@ def create_model():
         torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.ReLU(),
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4),
     )
-'''
-TORCH_DATA = '''
+"""
+TORCH_DATA = """
 import numpy as np
 
 
@@ -43,8 +43,8 @@ def calibration():
 
 def labelled():
     return batches(12, 1)
-'''
-TEXT_DATA = '''
+"""
+TEXT_DATA = """
 import numpy as np
 
 
@@ -73,7 +73,7 @@ def set_score(outputs, reference, labels):
 
 def example_error(outputs, reference, labels):
     return np.abs(outputs["logits"] - reference["logits"]).mean(axis=1)
-'''
+"""
 SPACE = {"version": 1, "layers": {"*": {"format": ["fp32", "int8", "int8_dynamic"]}}}
 
 
@@ -105,7 +105,7 @@ def search(folder: Path, content: dict[str, Any], *extra: str, **variables: str)
 
 def base(**parts: Any) -> dict[str, Any]:
     timing = {"search_s": 0.1, "final_s": 0.1}
-    return {"version": 1, "name": NAME, "timing": timing, "search": {"trials": 3}, **parts}
+    return {"version": 1, "name": NAME, "timing": timing, "search": {"trials": 2}, **parts}
 
 
 def test_a_torch_module_is_searched_on_data_from_a_factory(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_metric_where_lower_is_better_is_scored_by_example(tmp_path: Path) -> 
 
 
 def test_a_search_kept_in_postgresql(tmp_path: Path, postgres_url: str) -> None:
-    spec, home = write_case(tmp_path, {"search.trials": 2}), tmp_path / "home"
+    spec, home = write_case(tmp_path, {"search.trials": 1}), tmp_path / "home"
     ran = run_autoq("search", spec, "--home", home, "--json", AUTOQ_STORAGE=postgres_url)
     assert ran.returncode == 0, ran.stderr
     assert not (home / "autoq.db").exists()

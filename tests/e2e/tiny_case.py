@@ -149,7 +149,6 @@ def started(*arguments: object) -> Iterator[Running]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     ) as process:
         alarm = threading.Timer(180, process.kill)
         alarm.start()

@@ -19,7 +19,9 @@ from autoq.testing.synthetic import SyntheticRunner, SyntheticTarget, synthetic_
 N_TRIALS = 14
 
 
-def proposed(strategy: str, seed: int, n_layers: int, interruptions: list[int]) -> list[tuple[str, dict[str, object]]]:
+def proposed(
+    strategy: str, seed: int, n_layers: int, interruptions: list[int]
+) -> list[tuple[str, dict[str, object]]]:
     """Run a search that ends early at each of the given numbers of trials, and then to its end."""
     rules = SpaceRules(
         (

@@ -22,11 +22,11 @@ from autoq.calibration.statistics import (
 )
 from autoq.core.choices import Choice
 from autoq.core.digests import digest_all, digest_file
-from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel
+from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.layers import Layer
 from autoq.core.measurements import Baseline
-from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.batches import feeding_for, timing_feeds
+from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
@@ -133,6 +133,7 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
     for warning in data.warnings:
         listener.on_note(f"warning: {warning}")
     target = create_target(spec.target)
+    _check_batch_size(spec, model)
     rules = spec.space.rules()
     space = build_space(rules, model.summary.layers, model.summary.ops, target)
     for refusal in space.refusals:
@@ -140,6 +141,13 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
     anchors = build_anchors(space, rules, model.summary.layers, target)
     save_model(model, home)
     return Preparation(spec, model, output, data, target, space, anchors, seconds)
+
+
+def _check_batch_size(spec: SearchSpec, model: FloatModel) -> None:
+    fixed = {one.shape[0] for one in model.summary.inputs if one.shape and isinstance(one.shape[0], int)}
+    if fixed and spec.target.batch_size not in fixed:
+        given = spec.target.batch_size
+        raise SpecError(f"target.batch_size: the model's batch axis is fixed at {min(fixed)}, got {given}")
 
 
 def save_model(model: FloatModel, home: Home) -> Path:
@@ -226,8 +234,8 @@ class WorkbenchFactory:
         target = create_target(self.target)
         model = reload_float_model(self.home.model(self.model_digest))
         statistics = load_statistics(self.home.statistics(self.statistics_key))
-        if statistics is None:
-            raise InfrastructureError("the statistics vanished from the cache", hint="start again")
+        if statistics is None or model.summary.digest != self.model_digest:
+            raise InfrastructureError("the cache of the home is damaged", hint="delete its cache folder")
         stitcher = build_stitcher(model, statistics, self.home, target)
         return Workbench(stitcher, target, self.data, self.settings)
 

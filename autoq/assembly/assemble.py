@@ -17,6 +17,7 @@ from autoq.core.layers import Layer
 from autoq.graph.blocks import Block, BlockKind, find_blocks
 from autoq.graph.float_model import FloatModel, serialize
 from autoq.graph.layers import is_layer
+from autoq.graph.values import claim_names
 from autoq.variants.bundle_size import packed_float_bytes
 from autoq.variants.store import VariantStore
 from autoq.variants.variant import Variant, WeightChoice
@@ -42,6 +43,11 @@ class Stitcher:
         self._blocks = find_blocks(model.graph)
         self._ranges = RangeTable(statistics)
         self._leftover_bytes = _leftover_bytes(model)
+        self._stored = {
+            str(node.name): str(node.inputs[1].name)
+            for node in model.graph.graph
+            if is_layer(node) and node.inputs[1] is not None
+        }
 
     def float_model(self) -> ModelArtifact:
         """Return the baseline."""
@@ -66,7 +72,12 @@ class Stitcher:
         """
         variants = self.variants(candidate)
         artifact = build_model(self._model, self._blocks, self.plan(candidate), variants)
-        packed = sum(variant.bundle_bytes for variant in variants.values())
+        # Layers that share a weight and its treatment share its tensor in the bundle.
+        distinct = {
+            (self._stored[name], WeightChoice.of(choice)): variants[name].bundle_bytes
+            for name, choice in self._choices(candidate).items()
+        }
+        packed = sum(distinct.values())
         storage_only = tuple(
             name
             for name, choice in self._choices(candidate).items()
@@ -80,6 +91,7 @@ def build_model(
 ) -> ModelArtifact:
     """Carry out a plan on a copy of the float model. Pure: equal inputs give equal bytes."""
     graph = model.clone()
+    claim_names(graph.graph)
     insert = InsertQdq(plan, list(blocks))
     insert(graph)
     sources = {block.name: block.sources[0] for block in blocks if block.kind is BlockKind.LAYER}
@@ -109,7 +121,8 @@ def _leftover_bytes(model: FloatModel) -> int:
     owned = {node.inputs[1] for node in model.graph.graph if is_layer(node)}
     total = 0
     for value in model.graph.graph.initializers.values():
-        if value in owned or value.const_value is None:
+        only_layers_read = value in owned and all(is_layer(use.node) for use in value.uses())
+        if only_layers_read or value.const_value is None:
             continue
         array = value.const_value.numpy()
         is_float = array.dtype == np.float32

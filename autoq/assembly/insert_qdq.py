@@ -11,7 +11,7 @@ from autoq.assembly.plan import Plan
 from autoq.core.choices import FLOAT, Format
 from autoq.core.quantization import ActivationParams
 from autoq.graph.blocks import Block, BlockKind
-from autoq.graph.values import add_initializer
+from autoq.graph.values import add_initializer, fresh_name
 
 # MatMul, because with its bias of static shape the runtime makes a Gemm of it.
 _REQUANTIZED_BEHIND_OUR_BACK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -38,10 +38,12 @@ class InsertQdq(ir.passes.InPlacePass):
         self._plan = plan
         self._blocks = {block.name: block for block in blocks}
         self._shared: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._graph: ir.Graph | None = None
         self.tensors: dict[str, QuantizedTensor] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the pairs in graph order."""
+        self._graph = model.graph
         values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
         for value in values:
             if value.name in self._plan.domains.quantized:
@@ -69,7 +71,8 @@ class InsertQdq(ir.passes.InPlacePass):
                 _become_output(graph, value, real)
 
     def _reads_integers(self, node: ir.Node) -> bool:
-        return node.name in self._plan.domains.integer_blocks
+        # Nodes inside control flow keep the names they came with, which may be a layer's.
+        return node.graph is self._graph and node.name in self._plan.domains.integer_blocks
 
     def _is_static_matmul(self, node: ir.Node) -> bool:
         """Whether `CompressLayers` will let this node read the integers themselves."""
@@ -97,7 +100,7 @@ class InsertQdq(ir.passes.InPlacePass):
         scale, zero_point = self._constants(graph, str(value.name), params)
         node = ir.Node("", "QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_quantize")
         integers = node.outputs[0]
-        integers.name, integers.shape = f"{value.name}_quantized", value.shape
+        integers.name, integers.shape = fresh_name(graph, f"{value.name}_quantized"), value.shape
         integers.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(params.dtype)))
         _insert_after(graph, value, node)
         return QuantizedTensor(integers, scale, zero_point)
@@ -106,7 +109,8 @@ class InsertQdq(ir.passes.InPlacePass):
         inputs = [tensor.integers, tensor.scale, tensor.zero_point]
         node = ir.Node("", "DequantizeLinear", inputs, name=f"{value.name}_dequantize")
         real = node.outputs[0]
-        real.name, real.shape, real.type = f"{value.name}_dequantized", value.shape, value.type
+        real.name = fresh_name(graph, f"{value.name}_dequantized")
+        real.shape, real.type = value.shape, value.type
         _insert_after(graph, tensor.integers, node)
         return real
 
@@ -137,7 +141,8 @@ class InsertQdq(ir.passes.InPlacePass):
             name=f"{value.name}_dequantize_for_float",
         )
         real = dequantize.outputs[0]
-        real.name, real.shape, real.type = f"{value.name}_for_float", value.shape, value.type
+        real.name = fresh_name(graph, f"{value.name}_for_float")
+        real.shape, real.type = value.shape, value.type
         _insert_after(graph, tensor.integers, dequantize)
         return real
 
@@ -168,7 +173,7 @@ def _insert_after(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
 def _become_output(graph: ir.Graph, value: ir.Value, real: ir.Value) -> None:
     """Let the dequantised value take over the name and place of a graph output."""
     name = value.name
-    value.name = f"{name}_float"
+    value.name = fresh_name(graph, f"{name}_float")
     real.name = name
     for index, output in enumerate(graph.outputs):
         if output is value:

@@ -80,9 +80,11 @@ def _keep_below(params: ActivationParams, bound: float | None) -> ActivationPara
 
     ONNX Runtime drops the Clip, and so fuses the layer, only if the range lies inside it.
     """
-    if bound is None:
+    n_steps = params.high - params.zero_point
+    if bound is None or bound <= 0 or n_steps == 0:
         return params
-    scale = np.float32(params.scale)
-    while scale * np.float32(params.high - params.zero_point) > np.float32(bound):
+    # A tensor that is always zero has scale 1, far above: start next to the bound.
+    scale = np.float32(min(params.scale, bound / n_steps * (1 + 1e-6)))
+    while scale * np.float32(n_steps) > np.float32(bound):
         scale = np.nextafter(scale, np.float32(0.0))
     return ActivationParams(float(scale), params.zero_point, params.signed)

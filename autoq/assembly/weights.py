@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from autoq.graph.values import add_initializer
+from autoq.graph.values import add_initializer, fresh_name
 
 INT2_OPSET = 25
 _INT2_IR_VERSION = 13
@@ -58,7 +58,8 @@ def add_grid(
     # Named after the initializer, whose name is unique even where layers share a weight.
     cast = ir.Node("", "Cast", [stored], to_int8, name=f"{stored.name}_unpack")
     result = cast.outputs[0]
-    result.name, result.shape = f"{stored.name}_unpacked", ir.Shape(integers.shape)
+    result.name = fresh_name(graph, f"{stored.name}_unpacked")
+    result.shape = ir.Shape(integers.shape)
     result.type = ir.TensorType(ir.DataType.INT8)
     graph.insert_before(before, cast)
     return result
@@ -89,14 +90,13 @@ def make_room_for_bias(
     # A subnormal scale of the sums would divide the bias to infinity.
     smallest = 2.0 * float(np.finfo(np.float32).tiny)
     needed = np.maximum(np.abs(bias.astype(np.float64)) / _BIAS_LIMIT, smallest) / input_scale
-    is_empty = (bias != 0) & ~integers.any(
-        axis=tuple(other for other in range(integers.ndim) if other != axis)
-    )
     shape = [1] * integers.ndim
     if scales.ndim:
         shape[axis] = -1
+        others = tuple(other for other in range(integers.ndim) if other != axis)
+        is_empty = (bias != 0) & ~integers.any(axis=others)
     else:
-        needed, is_empty = needed.max(), np.all(is_empty)
+        needed, is_empty = needed.max(), np.any(bias != 0) and not integers.any()
     fitted = np.where(is_empty, needed, np.maximum(scales, needed)).astype(np.float32)
     if np.array_equal(fitted, scales):
         return integers, scales
@@ -120,7 +120,7 @@ def add_dequantized(
     attributes = [ir.AttrInt64("axis", axis)] if scales.ndim else []
     node = ir.Node("", "DequantizeLinear", [integers, scale, zero], attributes, name=f"{name}_dequantize")
     result = node.outputs[0]
-    result.name, result.shape = f"{name}_dequantized", integers.shape
+    result.name, result.shape = fresh_name(graph, f"{name}_dequantized"), integers.shape
     result.type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(before, node)
     return result

@@ -52,7 +52,8 @@ def collect_statistics(
         full = pad_batch(feed, batch_axis) if isinstance(batch_axis, int) else feed
         for name, array in zip(shown, _run(session, shown, full), strict=True):
             # Padding repeats real rows: it may not count twice, so it is cut where the axis allows.
-            rows = array[:n_real] if array.ndim and len(array) == size and n_real < size else array
+            is_padded = full is not feed and array.ndim > 0 and len(array) == size
+            rows = array[:n_real] if is_padded else array
             _add(summaries, name, rows)
         for name in values:
             if name in feed:

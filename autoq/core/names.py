@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from fnmatch import fnmatchcase
 
 # The intersection of what MLflow accepts as a parameter key and Optuna and YAML read without quotes.
@@ -17,13 +17,12 @@ def readable_name(raw: str) -> str:
     return _FORBIDDEN.sub(".", raw).strip(".")
 
 
-def unique_name(wanted: str, taken: Iterable[str]) -> str:
+def unique_name(wanted: str, taken: Container[str]) -> str:
     """Return `wanted`, or `wanted_2`, `wanted_3`, ... if it is taken."""
-    used = set(taken)
-    if wanted not in used:
+    if wanted not in taken:
         return wanted
     number = 2
-    while f"{wanted}_{number}" in used:
+    while f"{wanted}_{number}" in taken:
         number += 1
     return f"{wanted}_{number}"
 

@@ -60,11 +60,10 @@ class SplitScorer:
             ModelError: Its outputs hold NaN.
             UserError: The metric failed or broke its promise.
         """
-        chunks = list(self._chunks(session))
-        for chunk in chunks:
-            if name := _nan_output(chunk.outputs):
-                raise ModelError(f"the float model's output {name!r} has NaN on the data it is scored on")
-        self._reference = [chunk.outputs for chunk in chunks] if self._metric.needs_reference else None
+        chunks: Iterator[Chunk] | list[Chunk] = self._float_chunks(session)
+        if self._metric.needs_reference:
+            chunks = list(chunks)
+            self._reference = [chunk.outputs for chunk in chunks]
         self._baseline = self._score(chunks)
         return self._baseline
 
@@ -72,10 +71,20 @@ class SplitScorer:
         """Score a candidate and compare it with the baseline.
 
         Raises:
-            TrialError: Its outputs hold NaN.
-            UserError: The metric failed or broke its promise.
+            TrialError: Its outputs hold NaN, or the metric failed on them. It scored the float model, so
+                it is this candidate's outputs that it cannot cope with.
         """
-        return compare(self.baseline, self._score(self._checked(session)), self._metric)
+        try:
+            score = self._score(self._checked(session))
+        except UserError as error:
+            raise TrialError(str(error.args[0]), hint=error.hint) from error
+        return compare(self.baseline, score, self._metric)
+
+    def _float_chunks(self, session: Session) -> Iterator[Chunk]:
+        for chunk in self._chunks(session):
+            if name := _nan_output(chunk.outputs):
+                raise ModelError(f"the float model's output {name!r} has NaN on the data it is scored on")
+            yield chunk
 
     def _chunks(self, session: Session) -> Iterator[Chunk]:
         return run_split(session, self._split, self._feeding, output=self._output)

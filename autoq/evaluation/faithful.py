@@ -47,6 +47,8 @@ def check_faithful(
         if written[0][name].dtype.kind != "f":
             continue
         runtime, compressed, plain = (_flat(run, name) for run in (optimized, written, reference))
+        if not len(runtime) == len(compressed) == len(plain):
+            continue  # its length depends on the data, there is nothing to hold side by side
         change, allowed = _rms(runtime - compressed), allowed_change(compressed, plain)
         if not change <= allowed:  # NaN is not
             raise UnfaithfulModel(

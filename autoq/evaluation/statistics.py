@@ -23,6 +23,7 @@ class Estimate:
     value: float
     low: float
     high: float
+    standard_error: float = 0.0  # on the scale it was estimated on
 
     @property
     def half_width(self) -> float:
@@ -62,7 +63,7 @@ def median_estimate(values: Values, *, seed: int, n_resamples: int = 500) -> Est
     error = float(np.median(values[rows], axis=1).std())
     reach = student_t(n // length - 1) * error
     value = float(np.median(values))
-    return Estimate(value, value - reach, value + reach)
+    return Estimate(value, value - reach, value + reach, error)
 
 
 def bootstrap_block_length(n: int) -> int:
@@ -97,7 +98,7 @@ def systematic_half_width(estimates: list[Estimate]) -> float:
     """
     n = len(estimates)
     square = sum(e.value**2 for e in estimates) / n
-    explained = sum((e.half_width / Z) ** 2 for e in estimates) / n
+    explained = sum(e.standard_error**2 for e in estimates) / n
     return student_t(n) * math.sqrt(max(square - explained, explained / n))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,8 +70,10 @@ class ExportContent:
     transforms: Mapping[str, Affine]
 
 
-def write_export(content: ExportContent, out: Path) -> None:
-    """Write the folder; it appears whole or not at all.
+def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], None]) -> None:
+    """Write the folder; it appears whole and checked, or not at all.
+
+    `check` gets the folder before it takes its place; what it raises ends the export.
 
     Raises:
         UserError: `out` exists and is not an empty folder, or cannot be written.
@@ -82,6 +84,7 @@ def write_export(content: ExportContent, out: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         _write_files(content, building)
+        check(building)
         if out.exists():
             out.rmdir()
         building.rename(out)

@@ -38,7 +38,7 @@ class Block:
     upper_bound: float | None = None  # of an absorbed Clip: the quantised range must stay below
 
 
-_MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
+_MOVES = {"Resize", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
 
 
 def find_blocks(model: ir.Model) -> list[Block]:
@@ -66,15 +66,15 @@ def quantizable_values(blocks: Sequence[Block]) -> list[str]:
 
 def is_move(node: ir.Node) -> bool:
     """Whether a node only moves or selects float values, so that integers pass through it."""
-    if node.domain != "" or node.outputs[0].dtype != ir.DataType.FLOAT:
+    if node.domain != "" or node.op_type not in _MOVES:
         return False
-    if constant(node.inputs[0]) is not None:
+    if node.outputs[0].dtype != ir.DataType.FLOAT or constant(node.inputs[0]) is not None:
         return False
     if node.op_type == "Resize":
         return node.attributes.get_string("mode", "nearest") == "nearest"
     if node.op_type == "MaxPool":
-        return len(node.outputs) == 1 or not node.outputs[1].uses()
-    return node.op_type in _MOVES
+        return len(node.outputs) == 1  # its second output are indices
+    return True
 
 
 def _layer_block(node: ir.Node) -> Block:

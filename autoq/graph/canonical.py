@@ -17,6 +17,7 @@ from autoq.graph.fold_batchnorm import FoldBatchNorm
 from autoq.graph.fold_matmul_bias import FoldMatMulBias
 from autoq.graph.naming import NameNodes
 from autoq.graph.use_global_pool import UseGlobalPool
+from autoq.graph.values import constant
 
 # Int4 initializers, and a Cast that reads them, came with opset 21.
 WANTED_OPSET = 21
@@ -36,7 +37,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         common.ShapeInferencePass()(model)
-        onnxscript.optimizer.fold_constants(model, output_size_limit=16 * 2**20)
+        onnxscript.optimizer.fold_constants(model, should_fold=_unpacks_weight)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     FoldBatchNorm()(model)
@@ -50,6 +51,12 @@ def canonicalize(model: ir.Model) -> ir.Model:
     model.producer_name, model.producer_version = "autoq", None
     model.ir_version = max(model.ir_version, _IR_VERSION)
     return model
+
+
+def _unpacks_weight(node: ir.Node) -> bool | None:
+    """Fold what stands between a stored weight and its layer whatever its size; None: as usual."""
+    stored = all(value is not None and constant(value) is not None for value in node.inputs)
+    return True if stored and node.op_type in ("Cast", "Transpose") else None
 
 
 def _clear_values(graph: ir.Graph) -> None:

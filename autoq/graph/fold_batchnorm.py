@@ -15,15 +15,20 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         """Fold every batch norm that has a foldable producer of its own."""
         modified = False
         for node in list(model.graph):
-            if node.op_type == "BatchNormalization" and node.domain == "":
+            if node.op_type == "BatchNormalization" and node.domain == "" and not _is_training(node):
                 modified |= _fold(model.graph, node)
         return ir.passes.PassResult(model, modified)
+
+
+def _is_training(norm: ir.Node) -> bool:
+    """Whether it normalises by the batch's own statistics, as nothing stored can."""
+    return norm.attributes.get_int("training_mode", 0) != 0
 
 
 def _fold(graph: ir.Graph, norm: ir.Node) -> bool:
     source = norm.inputs[0]
     layer = source.producer() if source is not None else None
-    if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+    if layer is None or layer.domain != "" or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
     assert source is not None
     if only_consumer(source) is not norm or any(output.uses() for output in norm.outputs[1:]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from autoq.graph.values import constant, only_consumer, rank_of
@@ -22,7 +23,9 @@ class FoldMatMulBias(ir.passes.InPlacePass):
 def _fold(graph: ir.Graph, matmul: ir.Node) -> bool:
     weight = constant(matmul.inputs[1])
     add = only_consumer(matmul.outputs[0])
-    if weight is None or weight.ndim != 2 or add is None or add.op_type != "Add":
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+        return False
+    if add is None or add.op_type != "Add" or add.domain != "":
         return False
     bias_value = next(value for value in add.inputs if value is not matmul.outputs[0])
     bias = constant(bias_value)

@@ -25,7 +25,15 @@ def load_onnx(path: Path) -> ir.Model:
         # By default the format follows the file's extension: a .json would be read as JSON.
         model = ir.load(path, format="protobuf")
         nodes = list(model.graph)
-    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (
+        OSError,
+        DecodeError,
+        ir.serde.SerdeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not a readable ONNX model: {reason}", hint="is it truncated?") from error
     if not nodes:

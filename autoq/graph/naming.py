@@ -11,7 +11,9 @@ import onnx_ir as ir
 from autoq.core.names import readable_name, unique_name
 
 # What exporters call a weight they made up: `val_97`, `onnx::MatMul_120`, `const_fold_opt__33`, `12`.
-_ANONYMOUS = re.compile(r"^(val_\d+|onnx::.*|const.*|_?tensor.*|init.*|node_.*|\d+|.*_cast)$")
+_ANONYMOUS = re.compile(
+    r"^(val_\d+|onnx::.*|const_fold_opt.*|_?tensor\d*|initializer(_\d+)?|node_.*|\d+|.*_cast)$"
+)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

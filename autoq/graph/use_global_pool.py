@@ -22,6 +22,8 @@ class UseGlobalPool(ir.passes.InPlacePass):
 
 
 def _is_spatial_mean(node: ir.Node) -> bool:
+    if node.outputs[0].dtype is not ir.DataType.FLOAT:
+        return False
     if node.op_type != "ReduceMean" or node.domain != "" or rank_of(node.inputs[0]) != 4:
         return False
     if "axes" in node.attributes:

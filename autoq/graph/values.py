@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from autoq.core.names import unique_name
 
+_NAMES = "autoq.names"
+
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """Return the array of an initializer, or None for anything computed or fed."""
@@ -19,16 +21,40 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value, or None if several do, none does, or it is an output."""
+    """Return the one node that reads a value, or None if several do, none does, or it is an output.
+
+    A node in the body of a control-flow node does not count: nothing can be folded across that border.
+    """
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
-    return next(iter(uses)).node
+    node, producer = next(iter(uses)).node, value.producer()
+    return node if producer is None or node.graph is producer.graph else None
+
+
+def claim_names(graph: ir.Graph) -> None:
+    """Remember every name in a graph, so that new values get names of their own, and get them fast."""
+    names = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph.all_nodes():
+        names.update(value.name for value in node.outputs)
+        if node.graph is not None and node.graph is not graph and isinstance(node.graph, ir.Graph):
+            names.update(node.graph.initializers)
+    graph.meta[_NAMES] = names
+
+
+def fresh_name(graph: ir.Graph, wanted: str) -> str:
+    """Return `wanted`, or a free variation of it, and take it; see `claim_names`."""
+    taken = graph.meta.get(_NAMES)
+    if taken is None:
+        return unique_name(wanted, graph.initializers)
+    name = unique_name(wanted, taken)
+    taken.add(name)
+    return name
 
 
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | ir.TensorProtocol) -> ir.Value:
     """Add an initializer under `name`, or a free variation of it."""
-    name = unique_name(name, graph.initializers)
+    name = fresh_name(graph, name)
     tensor = ir.Tensor(np.asarray(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
     value = ir.Value(
         name=name, const_value=tensor, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype)

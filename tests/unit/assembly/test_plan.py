@@ -45,9 +45,16 @@ def test_the_range_after_an_absorbed_clip_lies_inside_it(bound: float, share: fl
     table = RangeTable(statistics(x=[0.0, 1.0], y=[0.0, high]))
     params = build_plan(conv(bound), Candidate.of({"a": INT8}), table).params["y"]
     top = np.float32(params.scale) * np.float32(params.high - params.zero_point)
-    if high > 1e-30:
-        assert top <= np.float32(bound)
-        assert top >= np.float32(high) * np.float32(1 - 1e-5)
+    assert params.scale > 0.0
+    assert top <= np.float32(bound)
+    assert top >= np.float32(high) * np.float32(1 - 1e-5)
+
+
+def test_a_tensor_of_zeros_after_a_clip_is_planned_at_once() -> None:
+    """Its scale is 1, which is 16 million floats away from one that fits."""
+    table = RangeTable(statistics(x=[0.0, 1.0], y=[0.0, 0.0]))
+    params = build_plan(conv(6.0), Candidate.of({"a": INT8}), table).params["y"]
+    assert params.scale * 255 == pytest.approx(6.0)
 
 
 def test_a_tensor_that_calibration_has_not_seen_is_named() -> None:

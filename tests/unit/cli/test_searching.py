@@ -127,15 +127,6 @@ def test_a_flag_the_schema_refuses_is_blamed_on_the_command_line(
     assert "command line: search.strategy" in result.stderr
 
 
-def test_a_finished_search_is_printed_again_and_not_run_again(
-    autoq: Autoq, spec_file: Path, stored: Stored
-) -> None:
-    result = autoq("search", spec_file, "--home", stored(), "--json")
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["best"] == 2
-    assert "finished already" in result.stderr
-
-
 def test_a_name_taken_by_another_spec_is_refused(autoq: Autoq, spec_file: Path, stored: Stored) -> None:
     result = autoq("search", spec_file, "--home", stored(), "--max-drop", "9%")
     assert result.exit_code == 2

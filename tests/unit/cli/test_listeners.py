@@ -16,7 +16,7 @@ Trials = list[TrialRecord]
     [
         ("data", False, False),
         ("statistics", False, False),
-        ("baseline", True, False),
+        ("baseline", False, False),
         ("trials", True, True),
         ("final round", True, True),
     ],

@@ -1,4 +1,4 @@
-import multiprocessing
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,14 +55,11 @@ def _call_in_child(reference: str) -> int:
     return result
 
 
-def test_a_reference_is_enough_for_a_spawned_process(tmp_path: Path) -> None:
+def test_a_reference_is_enough_for_another_process(tmp_path: Path) -> None:
     path = write(tmp_path, "def f():\n    return 5\n")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(load_object_result, (f"{path}:f",)) == 5
-
-
-def load_object_result(reference: str) -> int:
-    return _call_in_child(reference)
+    code = f"from autoq.core.python_objects import load_object; print(load_object({f'{path}:f'!r})())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "5\n"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_pilots_value_does_not_decide_how_long_to_measure() -> None:
 
 def test_sessions_that_differ_for_life_raise_the_noise_floor_and_quiet_repeats_hardly_do() -> None:
     def repeat(offset: float) -> Estimate:
-        return Estimate(offset, offset - 0.01, offset + 0.01)
+        return Estimate(offset, offset - 0.01, offset + 0.01, standard_error=0.01 / Z)
 
     apart = systematic_half_width([repeat(x) for x in (0.05, -0.04, 0.06, -0.05, 0.03)])
     alike = systematic_half_width([repeat(x) for x in (0.001, -0.002, 0.0, 0.002, -0.001)])

@@ -37,6 +37,12 @@ def test_the_estimate_is_within_3_percent_of_the_real_size(bits: int, sparsity: 
     assert packed_grid_bytes(integers) == pytest.approx(best_size(integers.tobytes()), rel=0.03)
 
 
+def test_a_layer_whose_parts_differ_is_sampled_throughout() -> None:
+    integers = grid(4, 0.5)
+    integers[: SHAPE[0] // 2] = 0
+    assert packed_grid_bytes(integers) == pytest.approx(best_size(integers.tobytes()), rel=0.05)
+
+
 def test_fewer_bits_and_more_zeros_take_fewer_bytes() -> None:
     sizes = [packed_grid_bytes(grid(bits)) for bits in (8, 6, 4, 3, 2)]
     assert sizes == sorted(sizes, reverse=True)

@@ -120,12 +120,15 @@ class _Loop:
         for trial in services.ledger.load_trials(record.name):
             self._strategy.teach(trial)
             self._take(trial)
+        self._n_failed_before = self._n_failed
 
     def stop(self) -> Stop | None:
         """Say whether the search is over, and why."""
         plan, n_failed = self._plan, self._n_failed
         over = self.n_counted >= plan.n_trials
-        if n_failed and n_failed == self.n_counted and (over or n_failed >= MAX_FIRST_FAILURES):
+        # Failures of this session: whoever resumes has mended something, and gets new attempts.
+        hopeless = n_failed - self._n_failed_before >= MAX_FIRST_FAILURES
+        if n_failed and n_failed == self.n_counted and (over or hopeless):
             return Stop(StopReason.FAILED, f"all {n_failed} trials failed: {self._commonest_failure()}")
         if over:
             return Stop(StopReason.TRIALS, f"{self.n_counted} trials are done")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -164,7 +163,6 @@ def main() -> None:
     for name in [args.only] if args.only else SPECS:
         print(name, flush=True)
         results[name] = compare_model(name, args.bench, args.home, args.trials)
-        results["python"] = platform.python_version()
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     covered = [row["covered"] for name in SPECS if name in results for row in results[name]["rows"]]
     print(f"{sum(covered)} of {len(covered)} rows covered")

@@ -323,3 +323,12 @@ def test_nsga2_counts_anchors_to_its_first_generation(make_bench: MakeBench) -> 
     assert generations[:7] == [0, 0, 0, 0, 0, None, 0]  # the sixth lies outside the space
     assert generations.count(0) == 16
     assert generations[-1] == 2
+
+
+def test_a_search_that_failed_gets_new_attempts_when_it_is_resumed(make_bench: MakeBench) -> None:
+    bench = make_bench(n_trials=30, fail=everything_fails)
+    assert bench.run().reason is StopReason.FAILED
+    n_before = len(bench.trials)
+    bench.runner._fail = lambda candidate: ""  # mended
+    assert bench.run().reason is StopReason.TRIALS
+    assert any(trial.state is TrialState.COMPLETE for trial in bench.trials[n_before:])

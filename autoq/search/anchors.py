@@ -65,12 +65,12 @@ def _uniform_anchors(space: SearchSpace) -> Iterator[Anchor]:
 
 
 def _calibrations_tried(offered: list[Calibration]) -> list[tuple[Calibration, ...]]:
-    """Methods of each anchor, by preference: minmax, and the widest percentile that a layer has.
+    """Methods of each anchor, by preference: minmax, mse, and the widest percentile that a layer has.
 
     Where the space has neither, its first method stands in, so that every format has an anchor.
     """
     percentiles = tuple(method for method in _PERCENTILES if method in offered)
-    tried = [(Calibration.MINMAX,)] if Calibration.MINMAX in offered else []
+    tried = [(method,) for method in (Calibration.MINMAX, Calibration.MSE) if method in offered]
     return [*tried, *([percentiles] if percentiles else [])] or [(offered[0],)]
 
 

@@ -38,7 +38,7 @@ MAX_ACCURACY_LOSS = 0.002
 MIN_SPEED = 0.97
 N_CONTENDERS = 2  # points timed against each row, the fastest first
 EFFORT = Effort(seconds=8.0, half_width=0.01)
-FINAL_S = 10.0  # of timing for each finalist
+FINAL_S = 5.0  # of timing for each finalist
 
 
 class Printing(Silent):

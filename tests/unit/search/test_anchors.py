@@ -43,6 +43,7 @@ def test_float_comes_first_then_one_anchor_per_format_granularity_and_method() -
     assert list(anchors) == [
         "float",
         "int8/channel/minmax",
+        "int8/channel/mse",
         "int8/channel/percentile99.99",
         "int8_dynamic/channel",
     ]

@@ -27,7 +27,7 @@ from autoq.search.outcome import Outcome, Point
 from autoq.search.ports import Progress, SearchListener
 from autoq.search.records import TrialRecord
 from autoq.spec.loading import spec_from_json
-from autoq.spec.schema import SearchSpec
+from autoq.spec.schema import SearchSpec, TorchModelSpec
 from autoq.targets.registry import create_target
 
 
@@ -49,7 +49,10 @@ def export_point(home: Home, outcome: Outcome, point: Point, out: Path, listener
         )
     spec = spec_from_json(outcome.record.spec)
     transforms = {name: Affine(one.scale, one.offset) for name, one in spec.data.transform.items()}
-    content = ExportContent(outcome, point, built.model.summary, built.artifact, built.recipe, transforms)
+    exported = built.model.artifact if isinstance(spec.model, TorchModelSpec) else None
+    content = ExportContent(
+        outcome, point, built.model.summary, built.artifact, built.recipe, transforms, exported
+    )
     listener.on_phase("export", "writing and reloading the model")
     write_export(content, out, check=lambda folder: check_written(folder / MODEL_FILE, built))
 

@@ -134,8 +134,8 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     search, finals = wording.duration(estimate.search_s), wording.duration(estimate.finals_s)
     n_anchors = min(estimate.n_anchors, estimate.n_trials)
     return [
-        f"{estimate.n_trials} trials, the first {n_anchors} of them anchors: at most about {search}, "
-        f"then at most about {finals} for the final round; up to {wording.size(estimate.disk_bytes)} on disk",
+        f"{estimate.n_trials} trials, the first {n_anchors} of them anchors: about {search}, "
+        f"then about {finals} for the final round; up to {wording.size(estimate.disk_bytes)} on disk",
         *(f"refused by the target: {refusal}" for refusal in estimate.refusals),
     ]
 

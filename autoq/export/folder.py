@@ -19,6 +19,7 @@ from autoq.export.recipe import Recipe, save_recipe
 from autoq.search.outcome import Outcome, Point
 
 MODEL_FILE = "model.onnx"
+FLOAT_FILE = "float.onnx"  # what `autoq apply --model` takes
 _VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
 
 _RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz` prints the outputs."""
@@ -68,6 +69,7 @@ class ExportContent:
     artifact: ModelArtifact
     recipe: Recipe
     transforms: Mapping[str, Affine]
+    float_model: ModelArtifact | None = None  # where the user has no ONNX file of it: a torch module
 
 
 def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], None]) -> None:
@@ -106,6 +108,8 @@ def check_free(out: Path) -> None:
 
 def _write_files(content: ExportContent, folder: Path) -> None:
     content.artifact.save(folder / MODEL_FILE)
+    if content.float_model is not None:
+        content.float_model.save(folder / FLOAT_FILE)
     save_recipe(content.recipe, folder)
     (folder / "card.md").write_text(write_card(content.outcome, content.point, content.summary))
     (folder / "manifest.json").write_text(json.dumps(_manifest(content), indent=2) + "\n")

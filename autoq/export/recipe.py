@@ -101,6 +101,9 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
     }
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
     save_file(_tensors(recipe), folder / TENSORS_FILE)
+    (folder / TENSORS_FILE).chmod(
+        (folder / RECIPE_FILE).stat().st_mode
+    )  # safetensors writes for its owner alone
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -37,7 +37,7 @@ SPECS = {"resnet18": False, "mobilenetv2": False, "minilm": True}  # name -> is 
 MAX_ACCURACY_LOSS = 0.002
 MIN_SPEED = 0.97
 N_CONTENDERS = 2  # points timed against each row, the fastest first
-EFFORT = Effort(seconds=8.0, half_width=0.01)
+EFFORT = Effort(seconds=4.0, half_width=0.01)
 FINAL_S = 5.0  # of timing for each finalist
 
 

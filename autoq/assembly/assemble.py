@@ -71,7 +71,13 @@ class Stitcher:
             TrialError: The candidate needs a tensor that the statistics have not seen.
         """
         variants = self.variants(candidate)
-        artifact = build_model(self._model, self._blocks, self.plan(candidate), variants)
+        plan = self.plan(candidate)
+        changes_nothing = not plan.domains.quantized and set(self._choices(candidate).values()) == {FLOAT}
+        artifact = (
+            self._model.artifact
+            if changes_nothing
+            else build_model(self._model, self._blocks, plan, variants)
+        )
         # Layers that share a weight and its treatment share its tensor in the bundle.
         distinct = {
             (self._stored[name], WeightChoice.of(choice)): variants[name].bundle_bytes

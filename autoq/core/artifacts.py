@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autoq.core.digests import digest_bytes, digest_file
@@ -34,7 +35,7 @@ class ModelArtifact:
         """The model's file and its external data; empty when it lives in memory."""
         return () if self.path is None else (self.path, *self.external)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Content hash over all files."""
         if self.content is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoq.core.errors import DISK_ERRORS, AutoqError, InfrastructureError, TrialOutOfMemory
+from autoq.execution.memory import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -77,6 +78,7 @@ class _LogForwarder(logging.Handler):
 
 def serve(connection: Connection[Any, Any], parent_pid: int, log_path: Path | None, log_level: int) -> None:
     """Run the child: the first request is the factory, every other a method with its arguments."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with(parent_pid)

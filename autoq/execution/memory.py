@@ -1,13 +1,35 @@
-"""Resident memory of a process and of those it started."""
+"""Memory of a process: what it and those it started use, and what it keeps."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from contextlib import suppress
 
 import psutil
 
 _LOOK_FOR_CHILDREN_S = 1.0  # it reads all of the process table
+
+
+# Mallopt parameters, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory(limit_mb: int = 512) -> None:
+    """Let this process reuse large freed blocks, instead of giving them back and faulting them in anew.
+
+    Every trial writes a model and loads it: hundreds of megabytes of fresh pages, which on a virtual
+    machine cost more than all that is done with them (58 MB: 160 ms faulted in, 7 ms reused). Does
+    nothing where the C library is not glibc.
+
+    Args:
+        limit_mb: MiB of free memory that are kept at most.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, limit_mb << 20)
 
 
 class MemoryWatch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ class TrialLimits:
 class ChildTrialRunner:
     """Measures candidates on a workbench in a child process, which is replaced when it dies.
 
-    It owns the machine's clock for as long as the child works, so that waiting for another search
-    counts against no trial.
+    It owns the machine's clock for as long as the child works; neither waiting for another search nor
+    starting a child counts against a trial.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ChildTrialRunner:
         self._limits = limits
         self._max_accuracy_drop = max_accuracy_drop
         self._clock_path = clock_path
+        self._has_turn = False
         self._child = ChildProcess(factory, log_path=log_path)
 
     def __enter__(self) -> ChildTrialRunner:
@@ -66,6 +68,24 @@ class ChildTrialRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Own the machine's clock, with a child that is ready; a turn within a turn changes nothing.
+
+        Raises:
+            InfrastructureError: The child cannot be started.
+        """
+        if self._has_turn:
+            yield
+            return
+        with machine_clock(self._clock_path):
+            self._has_turn = True
+            try:
+                self._child.start()
+                yield
+            finally:
+                self._has_turn = False
 
     def measure_baseline(self) -> Baseline:
         """Score and time the float model, with the A/A control; without a time limit.
@@ -117,7 +137,7 @@ class ChildTrialRunner:
         self._child.close()
 
     def _measure(self, method: str, *args: Any, timeout_s: float | None) -> Any:
-        with machine_clock(self._clock_path):
+        with self.turn():
             return self._child.call(method, *args, timeout_s=timeout_s, memory_mb=self._limits.memory_mb)
 
 

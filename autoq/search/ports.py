@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,6 +145,13 @@ class TrialHook(Protocol):
 
 class TrialRunner(Protocol):
     """Where candidates are measured."""
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Get ready to measure: wait for the machine, start what has to run. Freed at the end.
+
+        Whatever is measured outside takes a turn of its own; inside, nothing waits and nothing starts.
+        """
+        ...
 
     def measure_baseline(self) -> Baseline:
         """Score and time the float model, with the A/A control that gives the noise floor."""

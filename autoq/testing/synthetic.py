@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from autoq.core.artifacts import ModelArtifact
@@ -74,6 +75,10 @@ class SyntheticRunner:
         self._fail = fail
         self.measured: list[str] = []
         self.finals: list[str] = []
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Nothing to wait for."""
+        return nullcontext()
 
     def measure_baseline(self) -> Baseline:
         """Return the float model's figures: one millisecond and 4,000 bytes in all."""

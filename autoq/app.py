@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from autoq.core.choices import Choice, Format
+from autoq.calibrating import foreseeable, rewrites_of
 from autoq.core.errors import StoreError, UnknownNameError
-from autoq.evaluation.ports import Target, Verdict
 from autoq.home import Home
 from autoq.preparation import (
     Preparation,
-    foreseeable,
-    load_model,
     open_runner,
     prepare,
-    prepare_statistics,
+    prepare_sources,
     prepare_variants,
     time_float_model,
     timed,
@@ -43,7 +40,6 @@ from autoq.storage.ledger import SqlLedger
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from autoq.core.layers import ModelSummary
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -61,15 +57,6 @@ class Estimate:
     finals_s: float  # final round, upper estimate
     disk_bytes: int
     refusals: tuple[str, ...]  # what the target will not run, one line each
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A model as autoq sees it, and what a target says of every format."""
-
-    summary: ModelSummary
-    latency_share: Mapping[str, float]  # by layer, of the float model's profile
-    verdicts: Mapping[str, Mapping[str, Verdict]]  # layer -> format -> verdict
 
 
 @dataclass(frozen=True)
@@ -183,10 +170,10 @@ class App:
         # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
         preparing = threading.Thread(target=tracker.prepare, daemon=True)
         preparing.start()
-        prepare_statistics(ready, self.home, listener)
-        prepare_variants(ready, self.home, listener)
+        sources = prepare_sources(ready, self.home, listener)
+        prepare_variants(ready, sources, self.home, listener)
         preparing.join()
-        with open_runner(ready, self.home, known.baseline if known else None) as runner:
+        with open_runner(ready, sources, self.home, known.baseline if known else None) as runner:
             record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             tracker.start_search(record)
@@ -370,21 +357,6 @@ class App:
         return freed
 
 
-def inspect_model(path: Path) -> Inspection:
-    """Read a model and say what could be done to it on this machine's CPU.
-
-    Raises:
-        ModelError: The file cannot be read or has nothing to compress.
-    """
-    from autoq.spec.schema import OnnxModelSpec
-    from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
-    from autoq.targets.profile import latency_shares
-
-    model = load_model(OnnxModelSpec(path=str(path)))
-    target = OnnxRuntimeTarget()
-    return Inspection(model.summary, latency_shares(model), _verdicts(model.summary, target))
-
-
 def examine_machine() -> Doctor:
     """Describe runtimes and CPU, and measure the noise floor on a small reference model."""
     from autoq.evaluation.clock import machine_clock
@@ -519,7 +491,10 @@ def _estimate(ready: Preparation) -> Estimate:
     n_test = 0 if ready.data.test is None else ready.data.test.n_examples
     finals_s = MAX_FINALISTS * (spec.timing.final_s + n_test / ready.target.batch_size * run_s)
     sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
-    variants = sum(sizes[name] for name, _ in foreseeable(ready.space, ready.anchors))
+    all_rewrites = rewrites_of(ready.space, ready.anchors)
+    variants = sum(
+        sizes[name] for one in all_rewrites for name, _ in foreseeable(ready.space, ready.anchors, one)
+    )
     refusals = tuple(
         f"{refusal.what} on {len(refusal.layers)} layers: {refusal.reason}"
         for refusal in ready.space.refusals
@@ -529,16 +504,9 @@ def _estimate(ready: Preparation) -> Estimate:
         n_anchors=len(ready.anchors),
         search_s=search_s,
         finals_s=finals_s,
-        disk_bytes=variants + 2 * ready.model.summary.size_bytes,
+        disk_bytes=variants + 2 * len(all_rewrites) * ready.model.summary.size_bytes,
         refusals=refusals,
     )
-
-
-def _verdicts(summary: ModelSummary, target: Target) -> dict[str, dict[str, Verdict]]:
-    return {
-        layer.name: {str(fmt): target.judge(layer, Choice.of(fmt)) for fmt in Format}
-        for layer in summary.layers
-    }
 
 
 def _seconds_text(seconds: Mapping[str, float]) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from autoq.calibrating import Calibrator, Source, build_stitcher, derive, key_of
+from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics, load_statistics
 from autoq.core.artifacts import ModelArtifact
+from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
 from autoq.evaluation.ports import Target
@@ -14,6 +19,7 @@ from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_exp
 from autoq.export.recipe import (
     RECIPE_FILE,
     TENSORS_FILE,
+    Ingredients,
     Recipe,
     apply_recipe,
     build_recipe,
@@ -22,7 +28,7 @@ from autoq.export.recipe import (
 )
 from autoq.graph.float_model import FloatModel, load_float_model, reload_float_model
 from autoq.home import Home
-from autoq.preparation import build_stitcher, prepare, prepare_statistics
+from autoq.preparation import prepare
 from autoq.search.outcome import Outcome, Point
 from autoq.search.ports import Progress, SearchListener
 from autoq.search.records import TrialRecord
@@ -98,26 +104,50 @@ def rebuild(home: Home, outcome: Outcome, point: Point, listener: SearchListener
     """Build the model of a point from the caches or, where those are gone, from model and data."""
     spec = spec_from_json(outcome.record.spec)
     target = create_target(spec.target)
-    model, statistics = _inputs(home, outcome, spec, listener)
-    stitcher = build_stitcher(model, statistics, home, target)
     candidate = point.trial.candidate
+    model, source, statistics = _source(home, outcome, spec, candidate.rewrites, listener)
+    stitcher = build_stitcher(home, source.model, statistics, source.statistics_key, target)
     artifact = stitcher.assemble(candidate).artifact
-    recipe = build_recipe(model, stitcher.plan(candidate), stitcher.variants(candidate), artifact)
-    return Rebuilt(model, artifact, recipe, target)
+    ingredients = Ingredients(stitcher.plan(candidate), stitcher.variants(candidate), source.vectors)
+    return Rebuilt(model, artifact, build_recipe(model, ingredients, artifact), target)
 
 
-def _inputs(
-    home: Home, outcome: Outcome, spec: SearchSpec, listener: SearchListener | None
-) -> tuple[FloatModel, Statistics]:
-    digests = outcome.record.environment["digests"]
+def _source(
+    home: Home, outcome: Outcome, spec: SearchSpec, rewrites: Rewrites, listener: SearchListener | None
+) -> tuple[FloatModel, Source, Statistics]:
+    """Return the float model, and what the rewrites make of it with its statistics."""
+    environment, digests = outcome.record.environment, outcome.record.environment["digests"]
     path = home.model(digests["model"])
-    statistics = load_statistics(home.statistics(digests["statistics"]))
-    if path.exists() and statistics is not None:
-        return reload_float_model(path), statistics
-    ready = prepare(spec, home, listener or Silent())
+    model = _kept_model(path)
+    if model is not None:
+        key = partial(key_of, data_digest=digests["calibration"], environment=environment)
+        kept: dict[str, Statistics] = {}
+
+        def load(one: FloatModel) -> Statistics:
+            statistics = load_statistics(home.statistics(key(one)))
+            if statistics is None or not MomentStore.beside(home.statistics(key(one))).is_complete:
+                raise LookupError
+            kept[key(one)] = statistics
+            return statistics
+
+        with suppress(LookupError):
+            source = derive(model, rewrites, load, key)
+            return model, source, kept[source.statistics_key]
+    heard = listener or Silent()
+    ready = prepare(spec, home, heard)
     if ready.content_digest != outcome.record.model_digest:
         raise ModelError("the model or its data are no longer those that were searched")
-    return ready.model, prepare_statistics(ready, home, listener or Silent())
+    calibrator = Calibrator(home, ready.data.calibration, ready.target.environment(), heard)
+    source = derive(ready.model, rewrites, calibrator, calibrator.key)
+    return ready.model, source, calibrator(source.model)
+
+
+def _kept_model(path: Path) -> FloatModel | None:
+    """Read a float model from the cache; one that was pruned, or whose data were, is a miss."""
+    if path.exists():
+        with suppress(ModelError):
+            return reload_float_model(path)
+    return None
 
 
 def _check_recipe(built: Rebuilt) -> None:
@@ -133,9 +163,10 @@ def check_written(path: Path, built: Rebuilt) -> None:
         UnfaithfulModel: The file is something else.
         RuntimeRejectedModel: The runtime refuses it.
     """
-    if ModelArtifact.from_bytes(path.read_bytes()).digest != built.artifact.digest:
+    written = built.artifact.at(path)
+    if written.digest != built.artifact.digest:
         raise UnfaithfulModel(f"{path.name} was not written as it was built", hint="is the disk sound?")
-    built.target.open(ModelArtifact(path=path)).close()
+    built.target.open(written).close()
 
 
 class Silent:

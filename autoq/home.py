@@ -57,6 +57,11 @@ class Home:
         """The variant store."""
         return self.cache / "variants"
 
+    @property
+    def outputs(self) -> Path:
+        """What float models gave on splits."""
+        return self.cache / "outputs"
+
     def lock(self, search: str) -> Path:
         """Held by the process that runs a search."""
         return self.root / "locks" / f"{search}.lock"

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autoq.assembly.assemble import Stitcher, layer_weights
-from autoq.calibration.collect import collect_statistics
-from autoq.calibration.statistics import (
-    Statistics,
-    load_statistics,
-    save_statistics,
-    statistics_key,
+from autoq.calibrating import (
+    Calibrator,
+    Source,
+    SourceKeys,
+    build_variants,
+    derive,
+    open_stitchers,
+    rewrites_of,
+    save_model,
 )
-from autoq.core.choices import Choice
+from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_all, digest_file
-from autoq.core.errors import InfrastructureError, ModelError, RuntimeRejectedModel, SpecError
-from autoq.core.layers import Layer
+from autoq.core.errors import ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.measurements import Baseline
+from autoq.evaluation.accuracy import OutputFiles
 from autoq.evaluation.batches import feeding_for, timing_feeds
-from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
-from autoq.graph.blocks import find_blocks, quantizable_values
-from autoq.graph.float_model import FloatModel, build_float_model, load_float_model, reload_float_model
+from autoq.graph.float_model import FloatModel, build_float_model, load_float_model
 from autoq.graph.torch_export import ExampleInput, export_torch
 from autoq.home import Home
 from autoq.search.anchors import Anchor, build_anchors
@@ -44,13 +43,8 @@ from autoq.spec.metrics import load_metric
 from autoq.spec.schema import OnnxModelSpec, SearchSpec, TargetSpec, TorchModelSpec
 from autoq.targets.cpu import this_cpu
 from autoq.targets.registry import create_target
-from autoq.variants.store import VariantStore
-from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
-
-# More than this is not built ahead of the trials: it would take longer than it saves.
-_PREBUILD_WEIGHTS = 600_000_000
 
 
 @dataclass
@@ -67,16 +61,9 @@ class Preparation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def statistics_key(self) -> str:
-        """Name under which the statistics are cached."""
-        return statistics_key(
-            self.model.summary.digest, self.data.calibration.digest, self.target.environment()
-        )
-
-    @property
     def environment(self) -> dict[str, Any]:
         """What figures were measured with, and what they can be rebuilt from."""
-        digests = {"model": self.model.summary.digest, "statistics": self.statistics_key}
+        digests = {"model": self.model.summary.digest, "calibration": self.data.calibration.digest}
         return {**self.target.environment(), "autoq_version": version("autoq"), "digests": digests}
 
     @property
@@ -150,72 +137,26 @@ def _check_batch_size(spec: SearchSpec, model: FloatModel) -> None:
         raise SpecError(f"target.batch_size: the model's batch axis is fixed at {min(fixed)}, got {given}")
 
 
-def save_model(model: FloatModel, home: Home) -> Path:
-    """Keep the canonical model in the home, where trials read it."""
-    path = home.model(model.summary.digest)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        model.artifact.save(temporary)
-        temporary.replace(path)
-    return path
-
-
-def prepare_statistics(ready: Preparation, home: Home, listener: SearchListener) -> Statistics:
-    """Return the statistics of the calibration split, from the cache or from one pass over it."""
-    path = home.statistics(ready.statistics_key)
-    if known := load_statistics(path):
-        listener.on_note(f"statistics: reused, {known.n_examples} examples collected earlier")
-        return known
-    listener.on_phase("statistics", f"one pass over {ready.data.calibration.n_examples} examples")
-    if ready.data.calibration.n_examples == 1:
+def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) -> dict[Rewrites, Source]:
+    """Calibrate the float model, and each that rewrites in the space make of it; keep them in the home."""
+    calibration = ready.data.calibration
+    if calibration.n_examples == 1:
         listener.on_note("warning: calibrating on a single example")
-    with timed(ready.seconds, "statistics"), machine_clock():
-        values = quantizable_values(find_blocks(ready.model.graph))
-        statistics = collect_statistics(ready.model, values, ready.data.calibration)
-        save_statistics(statistics, path)
-    listener.on_note(f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches")
-    return statistics
+    calibrator = Calibrator(home, calibration, ready.target.environment(), listener)
+    sources = {}
+    with timed(ready.seconds, "statistics"):
+        for rewrites in rewrites_of(ready.space, ready.anchors):
+            sources[rewrites] = derive(ready.model, rewrites, calibrator, calibrator.key)
+            save_model(sources[rewrites].model, home)
+    return sources
 
 
-def prepare_variants(ready: Preparation, home: Home, listener: SearchListener) -> None:
+def prepare_variants(
+    ready: Preparation, sources: Mapping[Rewrites, Source], home: Home, listener: SearchListener
+) -> None:
     """Build the variants the trials will ask for, as far as they can be foreseen."""
-    wanted = list(foreseeable(ready.space, ready.anchors))
-    sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
-    if sum(sizes[name] for name, _ in wanted) > _PREBUILD_WEIGHTS:
-        listener.on_note("variants: too many to build ahead, each is built when a trial needs it")
-        return
-    listener.on_phase("variants", f"{len(wanted)} variants of {len(sizes)} layers")
-    with timed(ready.seconds, "variants"), machine_clock():
-        built = open_variants(ready.model, home).build_all(wanted)
-    listener.on_note(f"variants: {len(wanted) - built} reused, {built} built")
-
-
-def foreseeable(space: SearchSpace, anchors: Iterable[Anchor]) -> Iterator[tuple[str, WeightChoice]]:
-    """Every variant the space can name without pruning, and those of the anchors."""
-    wanted: dict[tuple[str, WeightChoice], None] = {}
-    for layer in space.layers:
-        for label, (low, high) in layer.legal.items():
-            for bits in range(low, high + 1):
-                wanted[layer.name, WeightChoice.of(layer.choose(label, bits=bits))] = None
-    for anchor in anchors:
-        for name, choice in anchor.candidate.choices:
-            wanted[name, WeightChoice.of(choice)] = None
-    return iter(wanted)
-
-
-def open_variants(model: FloatModel, home: Home) -> VariantStore:
-    """Open the variant store for the layers of a model."""
-    return VariantStore(home.variants, model.summary.layers, layer_weights(model))
-
-
-def build_stitcher(model: FloatModel, statistics: Statistics, home: Home, target: Target) -> Stitcher:
-    """Wire the assembler of one model."""
-
-    def is_native(layer: Layer, choice: Choice) -> bool:
-        return target.judge(layer, choice).native
-
-    return Stitcher(model, statistics, open_variants(model, home), is_native)
+    with timed(ready.seconds, "variants"):
+        build_variants(home, sources, ready.space, ready.anchors, listener)
 
 
 @dataclass(frozen=True)
@@ -223,24 +164,19 @@ class WorkbenchFactory:
     """Everything a child process builds its workbench from; it pickles."""
 
     home: Home
-    model_digest: str
-    statistics_key: str
+    sources: Mapping[Rewrites, SourceKeys]
     target: TargetSpec
     data: EvaluationData
     settings: EvaluationSettings
 
     def __call__(self) -> Workbench:
-        """Load model and statistics from the home and wire the workbench."""
+        """Wire the workbench; models and statistics are read from the home."""
         target = create_target(self.target)
-        model = reload_float_model(self.home.model(self.model_digest))
-        statistics = load_statistics(self.home.statistics(self.statistics_key))
-        if statistics is None or model.summary.digest != self.model_digest:
-            raise InfrastructureError("the cache of the home is damaged", hint="delete its cache folder")
-        stitcher = build_stitcher(model, statistics, self.home, target)
-        return Workbench(stitcher, target, self.data, self.settings)
+        stitchers = open_stitchers(self.home, self.sources, target)
+        return Workbench(stitchers, target, self.data, self.settings, OutputFiles(self.home.outputs))
 
 
-def workbench_factory(ready: Preparation, home: Home) -> WorkbenchFactory:
+def workbench_factory(ready: Preparation, sources: Mapping[Rewrites, Source], home: Home) -> WorkbenchFactory:
     """Gather what a trial process needs."""
     spec, inputs = ready.spec, ready.model.summary.inputs
     feeding = feeding_for(
@@ -262,9 +198,8 @@ def workbench_factory(ready: Preparation, home: Home) -> WorkbenchFactory:
         timing=timing,
         seed=spec.search.seed,
     )
-    return WorkbenchFactory(
-        home, ready.model.summary.digest, ready.statistics_key, spec.target, data, settings
-    )
+    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    return WorkbenchFactory(home, keys, spec.target, data, settings)
 
 
 def time_float_model(ready: Preparation) -> float:
@@ -286,7 +221,9 @@ def time_float_model(ready: Preparation) -> float:
     return seconds
 
 
-def open_runner(ready: Preparation, home: Home, baseline: Baseline | None) -> ChildTrialRunner:
+def open_runner(
+    ready: Preparation, sources: Mapping[Rewrites, Source], home: Home, baseline: Baseline | None
+) -> ChildTrialRunner:
     """Make the runner of a search's trials; a resumed search brings its baseline along."""
     search, timing = ready.spec.search, ready.spec.timing
     limits = TrialLimits(
@@ -296,7 +233,7 @@ def open_runner(ready: Preparation, home: Home, baseline: Baseline | None) -> Ch
         memory_mb=search.trial_memory_mb,
     )
     runner = ChildTrialRunner(
-        workbench_factory(ready, home),
+        workbench_factory(ready, sources, home),
         limits,
         max_accuracy_drop=ready.spec.constraints.max_accuracy_drop,
         log_path=home.root / "trials.log",

@@ -8,15 +8,17 @@ import numpy as np
 
 from autoq.assembly.compress_layers import CompressLayers
 from autoq.assembly.insert_qdq import InsertQdq
+from autoq.assembly.local_errors import LocalError, local_error
 from autoq.assembly.plan import Plan, RangeTable, build_plan
 from autoq.calibration.statistics import Statistics
 from autoq.core.artifacts import AssembledModel, ModelArtifact
-from autoq.core.choices import FLOAT, Candidate, Choice
+from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
 from autoq.core.data import Array
+from autoq.core.errors import TrialError
 from autoq.core.layers import Layer
 from autoq.graph.blocks import Block, BlockKind, find_blocks
 from autoq.graph.float_model import FloatModel, serialize
-from autoq.graph.layers import is_layer
+from autoq.graph.layers import is_layer, layer_weight, weight_input, weight_parts
 from autoq.graph.values import claim_names
 from autoq.variants.bundle_size import packed_float_bytes
 from autoq.variants.store import VariantStore
@@ -42,11 +44,13 @@ class Stitcher:
         self._layers = {layer.name: layer for layer in model.summary.layers}
         self._blocks = find_blocks(model.graph)
         self._ranges = RangeTable(statistics)
+        self._weights = layer_weights(model)
+        self._sources = layer_sources(self._blocks)
         self._leftover_bytes = _leftover_bytes(model)
         self._stored = {
-            str(node.name): str(node.inputs[1].name)
+            str(node.name): str(value.name)
             for node in model.graph.graph
-            if is_layer(node) and node.inputs[1] is not None
+            if is_layer(node) and (value := node.inputs[weight_input(node)]) is not None
         }
 
     def float_model(self) -> ModelArtifact:
@@ -60,6 +64,13 @@ class Stitcher:
     def variants(self, candidate: Candidate) -> dict[str, Variant]:
         """Return the compressed weights of every layer."""
         return self._variants.get_all(weight_choices(self._choices(candidate)))
+
+    def local_error(self, layer: str, choice: Choice) -> LocalError:
+        """Estimate what a choice does to the output of a layer, without running anything."""
+        variant = self._variants.get(layer, WeightChoice.of(choice))
+        return local_error(
+            choice, variant, self._weights[layer], self._sources.get(layer), self._ranges.statistics
+        )
 
     def _choices(self, candidate: Candidate) -> dict[str, Choice]:
         return {name: candidate.by_layer.get(name, FLOAT) for name in self._layers}
@@ -92,6 +103,39 @@ class Stitcher:
         return AssembledModel(artifact, packed + self._leftover_bytes + _BUNDLE_OVERHEAD, storage_only)
 
 
+class Stitchers:
+    """Builds every candidate from the float model that its rewrites make; each is read when needed."""
+
+    def __init__(self, load: Mapping[Rewrites, Callable[[], Stitcher]]) -> None:
+        """Remember where they come from; the untouched model is among them."""
+        self._load = load
+        self._loaded: dict[Rewrites, Stitcher] = {}
+
+    def float_model(self) -> ModelArtifact:
+        """Return the baseline: the float model as it was given."""
+        return self.of(AS_IT_IS).float_model()
+
+    def assemble(self, candidate: Candidate) -> AssembledModel:
+        """Build the model of a candidate.
+
+        Raises:
+            TrialError: Its rewrites were not prepared, or a tensor it needs was not calibrated.
+        """
+        return self.of(candidate.rewrites).assemble(candidate)
+
+    def of(self, rewrites: Rewrites) -> Stitcher:
+        """Return the stitcher of some rewrites.
+
+        Raises:
+            TrialError: They were not prepared.
+        """
+        if rewrites not in self._load:
+            raise TrialError(f"the rewrites {rewrites} were not prepared")
+        if rewrites not in self._loaded:
+            self._loaded[rewrites] = self._load[rewrites]()
+        return self._loaded[rewrites]
+
+
 def build_model(
     model: FloatModel, blocks: Sequence[Block], plan: Plan, variants: Mapping[str, Variant]
 ) -> ModelArtifact:
@@ -100,9 +144,15 @@ def build_model(
     claim_names(graph.graph)
     insert = InsertQdq(plan, list(blocks))
     insert(graph)
-    sources = {block.name: block.sources[0] for block in blocks if block.kind is BlockKind.LAYER}
-    CompressLayers(plan.candidate, variants, insert.tensors, sources)(graph)
+    CompressLayers(plan.candidate, variants, insert.tensors, layer_sources(blocks))(graph)
     return serialize(graph)
+
+
+def layer_sources(blocks: Sequence[Block]) -> dict[str, str]:
+    """Name the float tensor each layer reads; one that reads integers has none."""
+    return {
+        block.name: block.sources[0] for block in blocks if block.kind is BlockKind.LAYER and block.sources
+    }
 
 
 def weight_choices(choices: Mapping[str, Choice]) -> dict[str, WeightChoice]:
@@ -112,19 +162,17 @@ def weight_choices(choices: Mapping[str, Choice]) -> dict[str, WeightChoice]:
 
 def layer_weights(model: FloatModel) -> dict[str, Array]:
     """Return the float weight of every layer."""
-    weights = {}
-    for node in model.graph.graph:
-        if is_layer(node):
-            value = node.inputs[1]
-            assert value is not None
-            assert value.const_value is not None
-            weights[str(node.name)] = value.const_value.numpy()
-    return weights
+    return {str(node.name): layer_weight(node) for node in model.graph.graph if is_layer(node)}
 
 
 def _leftover_bytes(model: FloatModel) -> int:
     """Packed size of everything that no choice touches: embeddings, norms, biases."""
-    owned = {node.inputs[1] for node in model.graph.graph if is_layer(node)}
+    owned = {
+        node.inputs[index]
+        for node in model.graph.graph
+        if is_layer(node)
+        for index, _ in weight_parts(node, layer_weight(node))
+    }
     total = 0
     for value in model.graph.graph.initializers.values():
         only_layers_read = value in owned and all(is_layer(use.node) for use in value.uses())

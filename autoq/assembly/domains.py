@@ -57,7 +57,8 @@ def decide_domains(blocks: Sequence[Block], candidate: Candidate) -> Domains:
 
 
 def _is_static(block: Block, candidate: Candidate) -> bool:
-    return block.kind is BlockKind.LAYER and candidate.by_layer.get(block.name, FLOAT).format.is_static
+    chosen = candidate.by_layer.get(block.name, FLOAT)
+    return block.kind is BlockKind.LAYER and bool(block.sources) and chosen.format.is_static
 
 
 def _is_static_matmul(block: Block, candidate: Candidate) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from autoq.assembly.plan import Plan
-from autoq.core.choices import FLOAT, Format
+from autoq.core.choices import FLOAT
 from autoq.core.quantization import ActivationParams
 from autoq.graph.blocks import Block, BlockKind
 from autoq.graph.values import add_initializer, fresh_name
@@ -94,7 +94,7 @@ class InsertQdq(ir.passes.InPlacePass):
         if block is not None and block.kind is BlockKind.MOVE:
             return True
         choice = self._plan.candidate.by_layer.get(str(node.name), FLOAT)
-        return node.op_type in _REQUANTIZED_BEHIND_OUR_BACK and choice.format is Format.FP32
+        return node.op_type in _REQUANTIZED_BEHIND_OUR_BACK and choice.format.is_float
 
     def _integers(self, graph: ir.Graph, value: ir.Value, params: ActivationParams) -> QuantizedTensor:
         scale, zero_point = self._constants(graph, str(value.name), params)

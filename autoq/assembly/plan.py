@@ -29,7 +29,7 @@ class RangeTable:
     """Ranges by tensor and style, each derived from the statistics once."""
 
     def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+        self.statistics = statistics
         self._known: dict[tuple[str, Style], Range] = {}
 
     def __call__(self, value: str, style: Style) -> Range:
@@ -40,7 +40,7 @@ class RangeTable:
         """
         key = (value, style)
         if key not in self._known:
-            summary = self._statistics.tensors.get(value)
+            summary = self.statistics.tensors.get(value)
             if summary is None:
                 raise TrialError(f"no statistics for tensor {value!r}")
             self._known[key] = activation_range(summary, style.calibration)

@@ -28,6 +28,16 @@ def pack_crumbs(integers: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     return (flat[0::4] | (flat[1::4] << 2) | (flat[2::4] << 4) | (flat[3::4] << 6)).astype(np.uint8)
 
 
+def pack_unsigned(integers: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:
+    """Shift a grid of 4 or 8 bits to start at zero and pack it: kernels take the middle for zero.
+
+    Returns:
+        Bytes in one dimension, two of 4 bits in each.
+    """
+    shifted = (integers.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return pack_nibbles(shifted.view(np.int8)) if bits == 4 else shifted.reshape(-1)
+
+
 def _padded(integers: npt.NDArray[np.int8], multiple: int) -> npt.NDArray[np.uint8]:
     flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
     return np.pad(flat, (0, -flat.size % multiple))
@@ -61,6 +71,30 @@ def add_grid(
     result.name = fresh_name(graph, f"{stored.name}_unpacked")
     result.shape = ir.Shape(integers.shape)
     result.type = ir.TensorType(ir.DataType.INT8)
+    graph.insert_before(before, cast)
+    return result
+
+
+def add_half(graph: ir.Graph, before: ir.Node, name: str, values: npt.NDArray[Any]) -> ir.Value:
+    """Add floats as a float16 initializer behind a Cast to float32, which the runtime folds at load.
+
+    Values below float16's smallest become zero.
+
+    Raises:
+        ValueError: A value is beyond float16's range. To clip it would change what the layer computes
+            by more than rounding, unasked.
+    """
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        largest = float(np.abs(values).max())
+        raise ValueError(f"a weight of magnitude {largest:g} is beyond float16's 65504")
+    stored = add_initializer(graph, name, halves)
+    to_float = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+    cast = ir.Node("", "Cast", [stored], to_float, name=f"{stored.name}_widen")
+    result = cast.outputs[0]
+    result.name, result.shape = fresh_name(graph, f"{stored.name}_widened"), stored.shape
+    result.type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(before, cast)
     return result
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.choices import Calibration
+from autoq.core.quantization import ActivationParams
 
 _PERCENTILES = {
     Calibration.PERCENTILE_99_9: 0.999,
@@ -34,6 +35,20 @@ def activation_range(summary: TensorSummary, method: Calibration) -> Range:
     if method is Calibration.MSE:
         return _mse(summary)
     raise ValueError("the method 'none' gives no range")
+
+
+def rounding_error(summary: TensorSummary, params: ActivationParams) -> float:
+    """Return E(x - Q(x))^2 of a tensor: clipping from its histogram, rounding as step^2 / 12.
+
+    Bins are wider than a step where the range is narrow, so rounding is not read off their middles.
+    """
+    low = (params.low - params.zero_point) * params.scale
+    high = (params.high - params.zero_point) * params.scale
+    values, counts = summary.centers, summary.counts.astype(np.float64)
+    inside = (values >= low) & (values <= high)
+    clipped = np.square(values - np.clip(values, low, high)) @ counts
+    rounded = params.scale**2 / 12.0 * counts[inside & (np.abs(values) > params.scale / 2)].sum()
+    return float((clipped + rounded) / max(summary.n_values, 1))
 
 
 def _percentile(summary: TensorSummary, fraction: float) -> Range:

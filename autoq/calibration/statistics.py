@@ -6,25 +6,29 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.digests import digest_json
 
-ALGORITHM_VERSION = 1  # part of every cache key; raise it when a stored figure changes its meaning
+ALGORITHM_VERSION = 2  # part of every cache key; raise it when a stored figure changes its meaning
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Summaries of every tensor that may be quantised."""
+    """Summaries of every tensor that may be quantised, and what layers read channel by channel."""
 
     tensors: Mapping[str, TensorSummary]
     n_examples: int
     seconds: float
+    # (channels,) largest magnitudes of each tensor that a layer reads; the channels are those of the
+    # layer: the last axis for a matrix product, axis 1 for a convolution.
+    channel_maxima: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def statistics_key(model_digest: str, data_digest: str, environment: Mapping[str, Any]) -> str:
@@ -44,6 +48,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(statistics.tensors)
     tensors = statistics.tensors.values()
+    maxima = list(statistics.channel_maxima.values())
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.savez_compressed(
@@ -55,6 +60,9 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             counts=np.stack([tensor.counts for tensor in tensors]),
             n_examples=statistics.n_examples,
             seconds=statistics.seconds,
+            maxima_names=np.array(list(statistics.channel_maxima), dtype=np.str_),
+            maxima_sizes=np.array([len(one) for one in maxima], dtype=np.int64),
+            maxima=np.concatenate([np.zeros(0, np.float32), *maxima]),
         )
     temporary.replace(path)
 
@@ -71,6 +79,9 @@ def load_statistics(path: Path) -> Statistics | None:
                 str(name): TensorSummary(float(low), float(high), int(exponent), counts)
                 for name, low, high, exponent, counts in columns
             }
-            return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]))
+            stops = np.cumsum(file["maxima_sizes"])[:-1]
+            names = [str(name) for name in file["maxima_names"]]
+            maxima = dict(zip(names, np.split(file["maxima"], stops), strict=False))
+            return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]), maxima)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

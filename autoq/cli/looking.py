@@ -1,4 +1,4 @@
-"""Commands that read: front, show, list, inspect, doctor, cache."""
+"""Commands that read: front, show, list, doctor, cache."""
 
 from __future__ import annotations
 
@@ -61,26 +61,6 @@ def show_searches(home: Path, *, as_json: bool) -> None:
         print_table(results_console(as_json), render.searches_table(searches))
     else:
         say(f"no searches in {home}")
-
-
-def show_model(model: Path, *, as_json: bool) -> None:
-    """Print the layers of a model."""
-    with results_alone_on_stdout():
-        from autoq.app import inspect_model
-
-        inspection = inspect_model(model)
-    if as_json:
-        print_json(views.inspection_json(inspection))
-        return
-    console, seen = results_console(as_json), inspection.summary
-    console.print(
-        f"{len(seen.layers)} layers, {sum(layer.n_params for layer in seen.layers):,} parameters, "
-        f"{len(seen.ops)} weightless ops, {wording.size(seen.size_bytes)}",
-        soft_wrap=True,
-    )
-    print_table(console, render.layers_table(inspection))
-    for refusal in render.refusals(seen, inspection.verdicts):
-        console.print(f"refused: {refusal}", soft_wrap=True)
 
 
 def show_doctor(home: Path, *, as_json: bool) -> None:

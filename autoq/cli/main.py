@@ -208,14 +208,33 @@ def apply(
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    path: Annotated[Path, typer.Argument(metavar="MODEL|SPEC", help="An ONNX file, or a search spec, YAML.")],
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Calibrate, and tell the error of each choice of the spec's space, in dB. Default: no.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to draw the sensitivity: .png or .svg.",
+            show_default="sensitivity.png among the artifacts in the home",
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a model's layers, their share of its latency, and the formats they can have here."""
-    from autoq.cli.looking import show_model
+    """Print a model's layers, their share of its latency, and the formats they can have here.
+
+    With a spec: those that its space offers; with --sensitivity also what each does to its layer.
+    """
+    from autoq.cli.inspection import InspectRequest, inspect_path
 
     with report_errors():
-        show_model(model, as_json=as_json)
+        inspect_path(InspectRequest(path, home, sensitivity, plot, as_json))
 
 
 @app.command()

@@ -13,10 +13,9 @@ from autoq.cli import wording
 from autoq.cli.views import model_name, repeated_number
 
 if TYPE_CHECKING:
-    from autoq.app import CacheUse, Doctor, Inspection
-    from autoq.core.layers import ModelSummary
+    from autoq.app import CacheUse, Doctor
     from autoq.core.measurements import Baseline, Measurement
-    from autoq.evaluation.ports import Verdict
+    from autoq.inspecting import Inspection
     from autoq.search.outcome import Outcome, Point
     from autoq.search.records import SearchRecord, TrialRecord
 
@@ -131,26 +130,40 @@ def searches_table(searches: Sequence[tuple[SearchRecord, int]]) -> Table:
 
 def layers_table(inspection: Inspection) -> Table:
     """Draw a model's layers with their share of the float model's time and their formats."""
-    table = _table("layer", "op", "weight", "parameters>", "latency>", "formats")
+    formats = "formats and weight bits in the space" if inspection.space else "formats"
+    table = _table("layer", "op", "weight", "parameters>", "latency>", formats)
     for layer in inspection.summary.layers:
         share = inspection.latency_share.get(layer.name)
-        legal = [name for name, verdict in inspection.verdicts[layer.name].items() if verdict.legal]
         table.add_row(
             layer.name,
             layer.op,
             "x".join(map(str, layer.weight_shape)),
             f"{layer.n_params:,}",
             "" if share is None else f"{share:.1%}",
-            " ".join(legal),
+            " ".join(_formats(inspection, layer.name)),
         )
     return table
 
 
-def refusals(summary: ModelSummary, verdicts: Mapping[str, Mapping[str, Verdict]]) -> list[str]:
-    """Say which formats are refused and why, one line a reason."""
+def _formats(inspection: Inspection, layer: str) -> list[str]:
+    """Formats that the space offers, or else those that the target takes."""
+    if layer not in inspection.space:
+        return [name for name, verdict in inspection.verdicts[layer].items() if verdict.legal]
+    bits: dict[str, tuple[int, int]] = {}
+    for label, (low, high) in inspection.space[layer].legal.items():
+        name = label.partition("/")[0]
+        known_low, known_high = bits.get(name, (low, high))
+        bits[name] = min(low, known_low), max(high, known_high)
+    return [f"{name}:{low}-{high}" if low < high else name for name, (low, high) in bits.items()]
+
+
+def refusals(inspection: Inspection) -> list[str]:
+    """Say what is refused and why, one line a reason: what the space asks for, or else any format."""
+    if inspection.space:
+        return [f"{one.what} on {len(one.layers)} layers: {one.reason}" for one in inspection.refusals]
     layers: dict[tuple[str, str], list[str]] = {}
-    for layer in summary.layers:
-        for name, verdict in verdicts[layer.name].items():
+    for layer in inspection.summary.layers:
+        for name, verdict in inspection.verdicts[layer.name].items():
             if not verdict.legal:
                 layers.setdefault((name, verdict.reason), []).append(layer.name)
     return [f"{name} on {len(names)} layers: {reason}" for (name, reason), names in layers.items()]

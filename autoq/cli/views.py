@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoq.app import CacheUse, Doctor, Estimate, Inspection
+    from autoq.app import CacheUse, Doctor, Estimate
+    from autoq.inspecting import ChoiceError, Inspection, Sensitivity
     from autoq.search.outcome import Outcome
     from autoq.search.records import SearchRecord, TrialRecord
 
@@ -72,7 +74,10 @@ def repeated_number(outcome: Outcome, trial: TrialRecord) -> int | None:
 
 
 def inspection_json(inspection: Inspection) -> dict[str, Any]:
-    """Return a model's inputs, outputs and layers, each with what the target says of every format."""
+    """Return a model's inputs, outputs and layers, each with what the target says of every format.
+
+    With a spec each layer has what the space offers: label -> lowest and highest weight bits.
+    """
     summary = inspection.summary
     return {
         "digest": summary.digest,
@@ -88,10 +93,49 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
                 "parameters": layer.n_params,
                 "latency_share": inspection.latency_share.get(layer.name),
                 "formats": {name: asdict(v) for name, v in inspection.verdicts[layer.name].items()},
+                **_offered_json(inspection, layer.name),
             }
             for layer in summary.layers
         ],
         "weightless_ops": [asdict(op) for op in summary.ops],
+    }
+
+
+def _offered_json(inspection: Inspection, layer: str) -> dict[str, Any]:
+    if layer not in inspection.space:
+        return {}
+    return {"space": {label: list(bits) for label, bits in inspection.space[layer].legal.items()}}
+
+
+def sensitivity_json(sensitivity: Sensitivity) -> dict[str, Any]:
+    """Return the local error of every choice, layers in the order of the graph.
+
+    Errors are mean squares summed over the layer's outputs, and null where nothing is known of its
+    inputs; the ratio in dB is null as well where the error is 0.
+    """
+    return {
+        "search": sensitivity.name,
+        "n_examples": sensitivity.n_examples,
+        "rewrites": sensitivity.rewrites.to_json(),
+        "most_sensitive_first": sensitivity.most_sensitive_first(),
+        "layers": {
+            layer: [_choice_error_json(one) for one in errors] for layer, errors in sensitivity.errors.items()
+        },
+    }
+
+
+def _choice_error_json(one: ChoiceError) -> dict[str, Any]:
+    is_known = one.relative is not None
+    ratio = one.sqnr_db
+    return {
+        "choice": str(one.choice),
+        "label": one.choice.label,
+        **one.choice.to_json(),
+        "sqnr_db": None if ratio is None or math.isinf(ratio) else ratio,
+        "relative_error": one.relative,
+        "weight_error": one.error.weight if is_known else None,
+        "activation_error": one.error.activation if is_known else None,
+        "output_energy": one.error.energy if is_known else None,
     }
 
 

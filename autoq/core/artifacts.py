@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,14 @@ class ModelArtifact:
         return ModelArtifact(content=content)
 
     @property
+    def source(self) -> bytes | str:
+        """What a runtime opens: the bytes, or the path. Hold the artifact until it has been opened."""
+        if self.content is not None:
+            return self.content
+        assert self.path is not None
+        return str(self.path)
+
+    @property
     def size_bytes(self) -> int:
         """Size of everything that is deployed."""
         if self.content is not None:
@@ -37,20 +46,42 @@ class ModelArtifact:
 
     @cached_property
     def digest(self) -> str:
-        """Content hash over all files."""
+        """Content hash over all files, wherever they are; a single file counts as its bytes do."""
         if self.content is not None:
             return digest_bytes(self.content)
-        return digest_bytes(*(digest_file(path).encode() for path in self.files))
+        assert self.path is not None
+        if not self.external:
+            return digest_bytes(self.path.read_bytes())
+        data = sorted(self.external, key=lambda path: path.name)
+        return digest_bytes(*(digest_file(path).encode() for path in (self.path, *data)))
+
+    def at(self, path: Path) -> ModelArtifact:
+        """Return the artifact that `save(path)` leaves behind; its files may be missing."""
+        return ModelArtifact(path=path, external=tuple(path.parent / extra.name for extra in self.external))
 
     def save(self, path: Path) -> None:
-        """Write the model to `path` and its external data beside it."""
+        """Write the model to `path` and its external data beside it.
+
+        The data keep their name, which the model refers to; autoq names them after their content, so that
+        models which share a folder do not overwrite each other's.
+        """
+        for extra in self.external:
+            _copy_aside(extra, path.parent / extra.name)
         if self.content is not None:
             path.write_bytes(self.content)
-            return
-        assert self.path is not None
-        shutil.copyfile(self.path, path)
-        for extra in self.external:
-            shutil.copyfile(extra, path.parent / extra.name)
+        else:
+            assert self.path is not None
+            shutil.copyfile(self.path, path)
+
+
+def _copy_aside(source: Path, target: Path) -> None:
+    """Copy a file and put it in its place whole: others may have what was there mapped."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

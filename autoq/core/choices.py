@@ -11,17 +11,24 @@ from typing import Any
 from autoq.core.digests import digest_json
 
 FLOAT_BITS = 32
+HALF_BITS = 16
 
 
 class Format(StrEnum):
     """What a layer computes in, and how its weights are stored."""
 
     FP32 = "fp32"
+    FP16 = "fp16"  # weights stored in half the bytes, computed in float32
     INT8 = "int8"  # static: u8 activations x s8 weights
     INT8_S8 = "int8_s8"  # static: s8 activations x s8 weights
     INT8_DYNAMIC = "int8_dynamic"  # activations quantised at run time, one scale a batch
     INT8_WEIGHT = "int8_weight"  # weight-only, blocks
     INT4_WEIGHT = "int4_weight"  # weight-only, blocks
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weights stay floating-point numbers."""
+        return self in (Format.FP32, Format.FP16)
 
     @property
     def is_static(self) -> bool:
@@ -36,15 +43,15 @@ class Format(StrEnum):
     @property
     def container_bits(self) -> int:
         """Bits of the integer type the weights are computed in; the widest grid that fits."""
-        if self is Format.FP32:
-            return FLOAT_BITS
+        if self.is_float:
+            return FLOAT_BITS if self is Format.FP32 else HALF_BITS
         return 4 if self is Format.INT4_WEIGHT else 8
 
 
 class Granularity(StrEnum):
     """How many weights share a scale."""
 
-    NONE = "none"  # fp32
+    NONE = "none"  # floats
     TENSOR = "tensor"
     CHANNEL = "channel"
     BLOCK32 = "block32"
@@ -69,6 +76,47 @@ class Calibration(StrEnum):
     MSE = "mse"
 
 
+class Rounding(StrEnum):
+    """How weights are put on their grid."""
+
+    NONE = "none"  # floats
+    NEAREST = "nearest"
+    GPTQ = "gptq"  # each column makes up for the errors of those before it
+    ADAROUND = "adaround"  # up or down is learnt, layer by layer: slow, for finalists
+
+
+class Grid(StrEnum):
+    """Where the levels of a weight grid lie."""
+
+    NONE = "none"  # floats
+    UNIFORM = "uniform"
+    CODEBOOK = "codebook"  # 2^bits levels chosen among the 8-bit ones: int8's speed, fewer bytes stored
+
+
+class Pruning(StrEnum):
+    """How the weights that become zero are chosen."""
+
+    NONE = "none"  # dense
+    MAGNITUDE = "magnitude"
+    SPARSEGPT = "sparsegpt"  # by what each costs the output, and the others make up for it
+
+
+class Pattern(StrEnum):
+    """Where zeros may lie."""
+
+    NONE = "none"  # dense
+    UNSTRUCTURED = "unstructured"
+    N2M4 = "2:4"  # at most 2 nonzero of 4 neighbours along the inputs
+    N1M4 = "1:4"
+    N4M8 = "4:8"
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(n, m) of a structured pattern: at most n nonzero in each m neighbours."""
+        n, colon, m = self.value.partition(":")
+        return (int(n), int(m)) if colon else None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Choice:
     """How one layer is compressed. Build it with `Choice.of`, which normalises.
@@ -82,6 +130,10 @@ class Choice:
     granularity: Granularity = Granularity.NONE
     calibration: Calibration = Calibration.NONE
     sparsity: float = 0.0  # fraction of weights set to zero, in [0, 1)
+    rounding: Rounding = Rounding.NONE
+    grid: Grid = Grid.NONE
+    pruning: Pruning = Pruning.NONE
+    pattern: Pattern = Pattern.NONE
 
     @staticmethod
     def of(
@@ -91,18 +143,28 @@ class Choice:
         granularity: Granularity | str | None = None,
         calibration: Calibration | str | None = None,
         sparsity: float = 0.0,
+        **methods: str | None,
     ) -> Choice:
         """Build a normalised choice; omitted fields take the format's usual value.
+
+        Args:
+            format: Of the layer.
+            weight_bits: Of the grid; more than the format holds mean as many as it holds.
+            granularity: Of the weight scales.
+            calibration: Of the input's range.
+            sparsity: Fraction of zeros; a structured pattern has one of its own, taken for any above 0.
+            methods: `rounding` (nearest), `grid` (uniform), `pruning` (magnitude) and `pattern`
+                (unstructured).
 
         Raises:
             ValueError: A value is out of range for the format.
         """
-        fmt = Format(format)
+        fmt, how = Format(format), _Methods.of(**methods)
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity} is outside [0, 1)")
-        sparsity = round(sparsity, 6)
-        if fmt is Format.FP32:
-            return Choice(sparsity=sparsity)
+        zeros = _zeros(round(sparsity, 6), how)
+        if fmt.is_float:
+            return Choice(fmt, fmt.container_bits, **zeros)
         bits = fmt.container_bits if weight_bits is None else weight_bits
         if not 2 <= bits <= 8:
             raise ValueError(f"{bits} weight bits are outside 2..8")
@@ -112,7 +174,11 @@ class Choice:
         if (grain.block_size is not None) != fmt.is_weight_only or grain is Granularity.NONE:
             raise ValueError(f"format {fmt} cannot have granularity {grain}")
         method = Calibration(calibration or Calibration.MINMAX) if fmt.is_static else Calibration.NONE
-        return Choice(fmt, bits, grain, method, sparsity)
+        if how.grid is Grid.CODEBOOK and fmt.is_weight_only:
+            raise ValueError(f"format {fmt} has no codebooks: its kernel computes with uniform levels")
+        # Eight bits of codebook are all levels there are.
+        grid = Grid.UNIFORM if bits == fmt.container_bits else how.grid
+        return Choice(fmt, bits, grain, method, rounding=how.rounding, grid=grid, **zeros)
 
     @property
     def label(self) -> str:
@@ -121,8 +187,10 @@ class Choice:
         return "/".join(part for part in parts if part != "none")
 
     @staticmethod
-    def from_label(label: str, *, weight_bits: int | None = None, sparsity: float = 0.0) -> Choice:
-        """Rebuild a choice from its label, bits and sparsity.
+    def from_label(
+        label: str, *, weight_bits: int | None = None, sparsity: float = 0.0, **methods: str | None
+    ) -> Choice:
+        """Rebuild a choice from its label and the rest, as `of` takes it.
 
         Raises:
             ValueError: The label names no format, granularity or calibration method.
@@ -136,6 +204,7 @@ class Choice:
             granularity=granularity,
             calibration=calibration,
             sparsity=sparsity,
+            **methods,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +215,10 @@ class Choice:
             "granularity": str(self.granularity),
             "calibration": str(self.calibration),
             "sparsity": self.sparsity,
+            "rounding": str(self.rounding),
+            "grid": str(self.grid),
+            "pruning": str(self.pruning),
+            "pattern": str(self.pattern),
         }
 
     @staticmethod
@@ -157,15 +230,58 @@ class Choice:
             Granularity(data["granularity"]),
             Calibration(data["calibration"]),
             float(data["sparsity"]),
+            Rounding(data["rounding"]),
+            Grid(data["grid"]),
+            Pruning(data["pruning"]),
+            Pattern(data["pattern"]),
         )
 
     def __str__(self) -> str:
         text = self.label
-        if self.format is not Format.FP32 and self.weight_bits != self.format.container_bits:
+        if self.weight_bits != self.format.container_bits:
             text += f" w{self.weight_bits}"
+        plain = (Rounding.NONE, Rounding.NEAREST, Grid.NONE, Grid.UNIFORM)
+        text += "".join(f" {method}" for method in (self.grid, self.rounding) if method not in plain)
         if self.sparsity:
-            text += f" {self.sparsity:.0%} zero"
+            where = "" if self.pattern is Pattern.UNSTRUCTURED else f" {self.pattern}"
+            how = "" if self.pruning is Pruning.MAGNITUDE else f" by {self.pruning}"
+            text += f" {self.sparsity:.0%} zero{where}{how}"
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Methods:
+    """How weights are treated, before it is known whether a choice leaves room for it."""
+
+    rounding: Rounding
+    grid: Grid
+    pruning: Pruning
+    pattern: Pattern
+
+    @staticmethod
+    def of(
+        *,
+        rounding: str | None = None,
+        grid: str | None = None,
+        pruning: str | None = None,
+        pattern: str | None = None,
+    ) -> _Methods:
+        return _Methods(
+            Rounding(rounding or Rounding.NEAREST),
+            Grid(grid or Grid.UNIFORM),
+            Pruning(pruning or Pruning.MAGNITUDE),
+            Pattern(pattern or Pattern.UNSTRUCTURED),
+        )
+
+
+def _zeros(sparsity: float, how: _Methods) -> dict[str, Any]:
+    """Fields that say what becomes zero; neutral where nothing does."""
+    if sparsity == 0.0:
+        return {}
+    if how.pattern.n_of_m:
+        n, m = how.pattern.n_of_m
+        sparsity = 1.0 - n / m
+    return {"sparsity": sparsity, "pruning": how.pruning, "pattern": how.pattern}
 
 
 FLOAT = Choice()
@@ -178,20 +294,57 @@ class Precision(StrEnum):
     FLOAT = "float"
 
 
+@dataclass(frozen=True, slots=True)
+class Rewrites:
+    """Graph-wide rewrites of the float model that keep what it computes, made before it is quantised."""
+
+    equalize: bool = False  # cross-layer equalisation
+    smooth_alpha: float | None = None  # SmoothQuant's alpha: how much of the outliers weights take over
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the model stays as it is."""
+        return self == Rewrites()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able mapping; `from_json` is its inverse."""
+        return {"equalize": self.equalize, "smooth_alpha": self.smooth_alpha}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Rewrites:
+        """Inverse of `to_json`."""
+        alpha = data["smooth_alpha"]
+        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha))
+
+    def __str__(self) -> str:
+        parts = ["equalize"] if self.equalize else []
+        parts += [] if self.smooth_alpha is None else [f"smooth {self.smooth_alpha:g}"]
+        return " + ".join(parts) or "none"
+
+
+AS_IT_IS = Rewrites()
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One choice per layer and one precision per weightless op. Its digest is its identity.
+    """One choice per layer, one precision per weightless op, and rewrites. Its digest is its identity.
 
     Both tuples are sorted by name; build with `Candidate.of`. A layer or op that is missing is float.
     """
 
     choices: tuple[tuple[str, Choice], ...]
     graph: tuple[tuple[str, Precision], ...] = ()
+    rewrites: Rewrites = AS_IT_IS
 
     @staticmethod
-    def of(choices: Mapping[str, Choice], graph: Mapping[str, Precision] | None = None) -> Candidate:
+    def of(
+        choices: Mapping[str, Choice],
+        graph: Mapping[str, Precision] | None = None,
+        rewrites: Rewrites | None = None,
+    ) -> Candidate:
         """Build a candidate from mappings of layer name and of weightless-op name."""
-        return Candidate(tuple(sorted(choices.items())), tuple(sorted((graph or {}).items())))
+        ordered = tuple(sorted(choices.items())), tuple(sorted((graph or {}).items()))
+        return Candidate(*ordered, rewrites or AS_IT_IS)
 
     @cached_property
     def by_layer(self) -> dict[str, Choice]:
@@ -217,6 +370,7 @@ class Candidate:
         return {
             "choices": {name: choice.to_json() for name, choice in self.choices},
             "graph": {name: str(precision) for name, precision in self.graph},
+            "rewrites": self.rewrites.to_json(),
         }
 
     @staticmethod
@@ -225,4 +379,5 @@ class Candidate:
         return Candidate.of(
             {name: Choice.from_json(choice) for name, choice in data["choices"].items()},
             {name: Precision(precision) for name, precision in data["graph"].items()},
+            Rewrites.from_json(data["rewrites"]),
         )

@@ -6,16 +6,23 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+GATES = {"LSTM": 4, "GRU": 3}  # recurrent ops, with the gates of each
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A node with a weight of its own that can be compressed."""
+    """A node with a weight of its own that can be compressed.
+
+    A Gather looks rows up in its weight: a row is an output channel. An LSTM or GRU has one weight of
+    shape (directions, gates * hidden, input + hidden): its W and R side by side along the inputs, gates
+    in ONNX's order. Its directions are groups, and the channel axis runs over the rows of one.
+    """
 
     name: str  # stable and readable: `layer1.0.conv1`
-    op: str  # ONNX operator: Conv, ConvTranspose, Gemm, MatMul
+    op: str  # ONNX operator: Conv, ConvTranspose, Gemm, MatMul, Gather, LSTM, GRU
     weight_shape: tuple[int, ...]
     channel_axis: int  # axis of the weight that runs over output channels
-    group: int = 1
+    group: int = 1  # of a recurrent layer: directions
     has_bias: bool = False
 
     @property
@@ -27,6 +34,21 @@ class Layer:
     def is_matmul(self) -> bool:
         """Whether the layer is a matrix product, Gemm or MatMul."""
         return self.op in ("Gemm", "MatMul")
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether second moments of its inputs are collected, which second-order methods need."""
+        return self.is_matmul or self.op in ("Conv", "ConvTranspose")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the layer is an LSTM or a GRU."""
+        return self.op in GATES
+
+    @property
+    def input_size(self) -> int:
+        """Features a recurrent layer reads at a time: columns of its weight that are W, not R."""
+        return self.weight_shape[2] - self.weight_shape[1] // GATES[self.op]
 
     @property
     def is_depthwise(self) -> bool:

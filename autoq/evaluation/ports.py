@@ -87,3 +87,20 @@ class Assembler(Protocol):
             TrialError: The candidate cannot be built.
         """
         ...
+
+
+class OutputCache(Protocol):
+    """Keeps what the float model gave on a split, for later searches of the same model."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of outputs above which they are not worth keeping."""
+        ...
+
+    def load(self, key: str) -> list[dict[str, Array]] | None:
+        """Return outputs bit by bit as they were saved, chunk by chunk; None if they are not kept."""
+        ...
+
+    def save(self, key: str, outputs: Sequence[Mapping[str, Array]]) -> None:
+        """Keep outputs if they can be kept; never fails."""
+        ...

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from autoq.core.artifacts import AssembledModel
 from autoq.core.choices import Candidate
 from autoq.core.data import Feed, Split
+from autoq.core.digests import digest_json
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement, Size
-from autoq.evaluation.accuracy import SplitScorer
+from autoq.evaluation.accuracy import KeptOutputs, SplitScorer
 from autoq.evaluation.batches import Feeding
 from autoq.evaluation.faithful import check_faithful
 from autoq.evaluation.metered import MeteredSession
 from autoq.evaluation.metrics import MetricSpec
-from autoq.evaluation.ports import Assembler, Session, Target
+from autoq.evaluation.ports import Assembler, OutputCache, Session, Target
 from autoq.evaluation.timing import Effort, TimingSettings, measure_control, measure_latency
 
 
@@ -71,15 +72,33 @@ class Workbench:
     """
 
     def __init__(
-        self, assembler: Assembler, target: Target, data: EvaluationData, settings: EvaluationSettings
+        self,
+        assembler: Assembler,
+        target: Target,
+        data: EvaluationData,
+        settings: EvaluationSettings,
+        outputs: OutputCache | None = None,
     ) -> None:
+        """Load the metric; nothing is run yet.
+
+        Args:
+            assembler: Builds candidates.
+            target: Runs and times them.
+            data: What they are measured with.
+            settings: How they are measured.
+            outputs: What spares running the float model over a split that it has seen before.
+
+        Raises:
+            UserError: The metric cannot be loaded, or needs labels that a split lacks.
+        """
         self._assembler = assembler
         self._target = target
         self._data = data
         self._settings = settings
-        self._search = self._scorer(data.search)
-        self._test = None if data.test is None else self._scorer(data.test)
         self._float_model = assembler.float_model()
+        kept = None if outputs is None else KeptOutputs(outputs, self._origin())
+        self._search = self._scorer(data.search, kept)
+        self._test = None if data.test is None else self._scorer(data.test, kept)
         self._float_session: Session | None = None
         self._baseline: Baseline | None = None
 
@@ -112,7 +131,7 @@ class Workbench:
         return self._baseline
 
     def restore(self, baseline: Baseline) -> None:
-        """Take up a baseline that was measured before; its outputs on the search split are run again."""
+        """Take up a baseline that was measured before; what candidates are compared with is run, or read."""
         self._search.score_baseline(self._opened_float_model())
         self._baseline = baseline
 
@@ -165,9 +184,16 @@ class Workbench:
             scorer.score_baseline(self._opened_float_model())
         return scorer.accuracy(session)
 
-    def _scorer(self, split: Split) -> SplitScorer:
+    def _scorer(self, split: Split, kept: KeptOutputs | None) -> SplitScorer:
         settings = self._settings
-        return SplitScorer(split, settings.metric, settings.feeding, output=settings.output)
+        return SplitScorer(split, settings.metric, settings.feeding, output=settings.output, kept=kept)
+
+    def _origin(self) -> str:
+        """Hash what decides a model's outputs, bit by bit, beside what it is fed.
+
+        Threads are part of it: how a runtime cuts a matrix product up can change the last bit.
+        """
+        return digest_json([self._float_model.digest, self._target.environment()])
 
     def _opened_float_model(self) -> Session:
         if self._float_session is None:

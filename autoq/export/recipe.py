@@ -1,6 +1,7 @@
 """Recipes: everything that turns the float model into the deployed one, with no data.
 
-`recipe.yaml` holds the candidate and digests, for people too; `recipe.safetensors` the scales.
+`recipe.yaml` holds the candidate and digests, for people too; `recipe.safetensors` scales, bias
+corrections, the vectors of rewrites, and the weights of every layer whose weights need data to make.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from autoq.core.errors import ModelError, UserError
 from autoq.core.quantization import ActivationParams
 from autoq.graph.blocks import find_blocks
 from autoq.graph.float_model import FloatModel
-from autoq.variants.variant import Variant, build_variant
+from autoq.graph.rewriting import RewriteVectors, replay_rewrites
+from autoq.variants.plain import compress_plainly
+from autoq.variants.variant import Variant
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 RECIPE_FILE = "recipe.yaml"
 TENSORS_FILE = "recipe.safetensors"
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+_NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,35 @@ class Recipe:
     float_digest: str  # of the canonical float model
     model_digest: str  # of the deployed model, byte for byte
     activations: Mapping[str, ActivationParams]  # by tensor
-    weight_scales: Mapping[str, npt.NDArray[np.float32]]  # by quantised layer
+    weight_scales: Tensors  # by quantised layer
+    corrections: Tensors  # of biases, by layer that has one
+    weights: Tensors  # by layer: those that the float weights alone do not tell
+    vectors: RewriteVectors
 
 
-def build_recipe(
-    model: FloatModel, plan: Plan, variants: Mapping[str, Variant], deployed: ModelArtifact
-) -> Recipe:
+@dataclass(frozen=True)
+class Ingredients:
+    """What a deployed model was made of, beside the float model."""
+
+    plan: Plan
+    variants: Mapping[str, Variant]
+    vectors: RewriteVectors
+
+
+def build_recipe(model: FloatModel, ingredients: Ingredients, deployed: ModelArtifact) -> Recipe:
     """Gather what `apply_recipe` needs to build the same bytes again."""
-    scales = {name: variant.scales for name, variant in variants.items() if variant.scales.size}
-    return Recipe(plan.candidate, model.summary.digest, deployed.digest, plan.params, scales)
+    plan, variants = ingredients.plan, ingredients.variants
+    choices = weight_choices({name: plan.candidate.by_layer.get(name, FLOAT) for name in variants})
+    return Recipe(
+        candidate=plan.candidate,
+        float_digest=model.summary.digest,
+        model_digest=deployed.digest,
+        activations=plan.params,
+        weight_scales={name: one.scales for name, one in variants.items() if one.scales.size},
+        corrections={name: one.correction for name, one in variants.items() if one.correction.size},
+        weights={name: one.weights for name, one in variants.items() if not choices[name].is_plain},
+        vectors=ingredients.vectors,
+    )
 
 
 def apply_recipe(recipe: Recipe, model: FloatModel) -> ModelArtifact:
@@ -61,6 +87,7 @@ def apply_recipe(recipe: Recipe, model: FloatModel) -> ModelArtifact:
             "the recipe belongs to another float model: "
             f"its digest is {model.summary.digest}, expected {recipe.float_digest}"
         )
+    model = replay_rewrites(model, recipe.vectors)
     blocks = find_blocks(model.graph)
     plan = restore_plan(blocks, recipe.candidate, recipe.activations)
     missing = sorted(set(plan.domains.styles) - set(recipe.activations))
@@ -82,11 +109,19 @@ def _variants(recipe: Recipe, model: FloatModel) -> dict[str, Variant]:
     if unknown:
         raise ModelError(f"the recipe names layer {unknown[0]!r}, which the model does not have")
     choices = weight_choices({name: recipe.candidate.by_layer.get(name, FLOAT) for name in layers})
-    variants = {name: build_variant(layers[name], weights[name], choice) for name, choice in choices.items()}
-    for name, variant in variants.items():
-        stored = recipe.weight_scales.get(name, np.zeros(0, np.float32))
-        if not np.array_equal(stored, variant.scales):
-            raise ModelError(f"the weight scales of layer {name!r} are not those of the recipe")
+    variants = {}
+    for name, choice in choices.items():
+        stored = recipe.weight_scales.get(name, _NOTHING)
+        if choice.is_plain:
+            compressed, scales = compress_plainly(layers[name], weights[name], choice)
+            if not np.array_equal(stored, scales):
+                raise ModelError(f"the weight scales of layer {name!r} are not those of the recipe")
+        elif name in recipe.weights:
+            compressed, scales = recipe.weights[name], stored
+        else:
+            raise ModelError(f"the recipe lacks the weights of layer {name!r}")
+        correction = recipe.corrections.get(name, _NOTHING)
+        variants[name] = Variant(compressed, scales, correction, bundle_bytes=0)
     return variants
 
 
@@ -138,7 +173,19 @@ def _tensors(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
         tensors[f"zero_point/{name}"] = np.array([params.zero_point], dtype)
     for name, scales in recipe.weight_scales.items():
         tensors[f"weight/{name}"] = np.asarray(scales, order="C")
+    for kind, mapping in _by_kind(recipe).items():
+        tensors.update({f"{kind}/{name}": np.asarray(array, order="C") for name, array in mapping.items()})
     return tensors
+
+
+def _by_kind(recipe: Recipe) -> dict[str, Tensors]:
+    """Tensors by the first part of the name they are stored under."""
+    return {
+        "correction": recipe.corrections,
+        "weights": recipe.weights,
+        "equalize": recipe.vectors.equalize,
+        "smooth": recipe.vectors.smooth,
+    }
 
 
 def _from_files(
@@ -152,12 +199,17 @@ def _from_files(
             if not (np.isfinite(scale) and scale > 0.0):
                 raise ValueError(f"the scale of {name} is {scale}")
             activations[name] = ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)
+
+    def named(kind: str) -> Tensors:
+        return {key.partition("/")[2]: one for key, one in tensors.items() if key.startswith(f"{kind}/")}
+
     return Recipe(
         candidate=candidate,
         float_digest=str(content["float_digest"]),
         model_digest=str(content["model_digest"]),
         activations=activations,
-        weight_scales={
-            key.partition("/")[2]: array for key, array in tensors.items() if key.startswith("weight/")
-        },
+        weight_scales=named("weight"),
+        corrections=named("correction"),
+        weights=named("weights"),
+        vectors=RewriteVectors(named("equalize"), named("smooth")),
     )

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import onnx_ir as ir
 
+from autoq.core.layers import GATES
 from autoq.graph.layers import find_ops, is_layer
 from autoq.graph.values import constant, only_consumer
 
@@ -32,13 +33,15 @@ class Block:
     name: str  # of the node, which for a layer is the layer's name
     kind: BlockKind
     op: str
-    sources: tuple[str, ...]  # float activations it reads
+    sources: tuple[str, ...]  # float activations it could read as integers; none for a lookup or recurrence
     results: tuple[str, ...]  # what it writes, after the absorbed tail
     tail: str | None = None  # name of the absorbed node
     upper_bound: float | None = None  # of an absorbed Clip: the quantised range must stay below
 
 
 _MOVES = {"Resize", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
+# Layers whose kernels take and give floats (or indices) in every format: no tensor is quantised for them.
+_FLOAT_ENDED = ("Gather", *GATES)
 
 
 def find_blocks(model: ir.Model) -> list[Block]:
@@ -59,7 +62,8 @@ def quantizable_values(blocks: Sequence[Block]) -> list[str]:
     """Names of the tensors whose range some candidate may need, each once, in graph order."""
     names: dict[str, None] = {}
     for block in blocks:
-        if block.kind is not BlockKind.MOVE:  # a move's result has its source's scale
+        # A move's result has its source's scale; what reads no integers writes none either.
+        if block.kind is not BlockKind.MOVE and block.sources:
             names.update(dict.fromkeys((*block.sources, *block.results)))
     return list(names)
 
@@ -78,6 +82,9 @@ def is_move(node: ir.Node) -> bool:
 
 
 def _layer_block(node: ir.Node) -> Block:
+    if node.op_type in _FLOAT_ENDED:
+        results = tuple(_name(value) for value in node.outputs if value.name)
+        return Block(str(node.name), BlockKind.LAYER, node.op_type, (), results)
     source = _name(node.inputs[0])
     if node.op_type == "MatMul":
         add = bias_add(node)

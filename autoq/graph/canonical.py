@@ -53,10 +53,14 @@ def canonicalize(model: ir.Model) -> ir.Model:
     return model
 
 
+# What exporters put between a stored weight and its layer; an LSTM's gates are gathered from four.
+_UNPACKING = ("Cast", "Concat", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+
 def _unpacks_weight(node: ir.Node) -> bool | None:
     """Fold what stands between a stored weight and its layer whatever its size; None: as usual."""
     stored = all(value is not None and constant(value) is not None for value in node.inputs)
-    return True if stored and node.op_type in ("Cast", "Transpose") else None
+    return True if stored and node.op_type in _UNPACKING else None
 
 
 def _clear_values(graph: ir.Graph) -> None:

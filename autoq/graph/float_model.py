@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 
 import onnx_ir as ir
+from filelock import FileLock, Timeout
 
 from autoq.core.artifacts import ModelArtifact
+from autoq.core.digests import digest_file
 from autoq.core.errors import ModelError
 from autoq.core.layers import ModelSummary, TensorSpec
 from autoq.graph.canonical import canonicalize
 from autoq.graph.layers import find_layers, find_ops, tensor_spec
-from autoq.graph.loading import load_onnx
+from autoq.graph.loading import load_onnx, map_onnx
 
-# Protobuf refuses messages of 2 GB and more.
-_PROTOBUF_LIMIT = 2**31 - 2**20
+# Protobuf refuses messages of 2 GB and more; the rest of the limit is for nodes and names.
+_WEIGHT_LIMIT = 2**31 - 2**26
+_SMALL_BYTES = 1024  # tensors up to this size stay in the model: runtimes read shapes from them
+# Runtimes map large tensors: on Windows at multiples of 64 KiB, elsewhere at pages.
+_PAGE, _MAP_UNIT = 4096, 1 << 16
+_LARGE_BYTES = 1 << 20
+_FOLDER_PREFIX = "autoq-model-"
+_YOUNG_S = 60.0  # a folder this new may not have been locked yet by the process that made it
 
 
 @dataclass(frozen=True)
@@ -69,17 +84,41 @@ def build_float_model(model: ir.Model) -> FloatModel:
     Raises:
         ModelError: It has no layer that can be compressed, or a weight is not finite.
     """
-    return _describe(canonicalize(model))
+    return describe_graph(canonicalize(model))
 
 
-def _describe(graph: ir.Model) -> FloatModel:
+def describe_graph(graph: ir.Model) -> FloatModel:
+    """Take a graph that is canonical already.
+
+    Raises:
+        ModelError: It has no layer that can be compressed, or a weight is not finite.
+    """
+    return _describe(graph, lambda: serialize(graph))
+
+
+def reload_float_model(path: Path) -> FloatModel:
+    """Read a model that `FloatModel.artifact` wrote: canonical already, names and all.
+
+    External data stay on disk, mapped, and the artifact refers to the files themselves.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    graph, external = map_onnx(path)
+    if external:
+        return _describe(graph, lambda: ModelArtifact(path=path, external=external))
+    return _describe(graph, lambda: ModelArtifact.from_bytes(path.read_bytes()))
+
+
+def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel:
     layers = tuple(find_layers(graph))
     if not layers:
         raise ModelError(
             "the model has no layer that can be compressed",
-            hint="autoq compresses Conv, ConvTranspose, Gemm and MatMul with constant float32 weights",
+            hint="autoq compresses Conv, ConvTranspose, Gemm, MatMul, LSTM and embeddings with constant "
+            "float32 weights",
         )
-    artifact = serialize(graph)
+    artifact = write()
     summary = ModelSummary(
         digest=artifact.digest,
         inputs=tuple(tensor_spec(value) for value in graph.graph.inputs),
@@ -91,22 +130,112 @@ def _describe(graph: ir.Model) -> FloatModel:
     return FloatModel(graph, summary, artifact)
 
 
-def serialize(model: ir.Model) -> ModelArtifact:
-    """Write a model to bytes.
+def serialize(
+    model: ir.Model, folder: Path | None = None, *, limit_bytes: int = _WEIGHT_LIMIT
+) -> ModelArtifact:
+    """Write a model to bytes or, where its weights are too large for one message, to files.
+
+    Files are `model.onnx` and, beside it, one file of weights that is named after its content. Equal
+    models give equal bytes.
+
+    Args:
+        model: Any model whose tensors are in memory or mapped; it is not changed.
+        folder: Where files go. By default a temporary folder, which goes when the artifact does.
+        limit_bytes: Weights of more than this go to files.
 
     Raises:
-        ModelError: It is too large for one protobuf message.
+        OSError: The disk is full or refuses.
     """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > _PROTOBUF_LIMIT:
-        raise ModelError(f"the model holds {size / 2**30:.1f} GiB of weights; at most 2 GiB are supported")
-    return ModelArtifact.from_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    if sum(tensor.nbytes for tensor in _tensors(model).values()) <= limit_bytes:
+        return ModelArtifact.from_bytes(_to_bytes(model))
+    if folder is not None:
+        return _write_files(model, folder)
+    folder, lock = _make_folder()
+    try:
+        artifact = _write_files(model, folder)
+    except BaseException:
+        _remove_folder(folder, lock)
+        raise
+    weakref.finalize(artifact, _remove_folder, folder, lock)
+    return artifact
 
 
-def reload_float_model(path: Path) -> FloatModel:
-    """Read a model that `FloatModel.artifact` wrote: canonical already, names and all.
+def _tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return {value: value.const_value for value in values if value.const_value is not None}
+
+
+def _to_bytes(model: ir.Model) -> bytes:
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
+
+
+def _write_files(model: ir.Model, folder: Path) -> ModelArtifact:
+    stub = model.clone()
+    large = {value: tensor for value, tensor in _tensors(stub).items() if tensor.nbytes > _SMALL_BYTES}
+    writing = folder / "weights.partial"
+    offsets = _write_tensors(writing, list(large.values()))
+    data = folder / f"weights-{digest_file(writing)}.data"
+    writing.replace(data)
+    for (value, tensor), offset in zip(large.items(), offsets, strict=True):
+        value.const_value = _reference(tensor, data, offset)
+    path = folder / "model.onnx"
+    path.write_bytes(_to_bytes(stub))
+    return ModelArtifact(path=path, external=(data,))
+
+
+def _write_tensors(path: Path, tensors: Sequence[ir.TensorProtocol]) -> list[int]:
+    """Write tensors one after the other, aligned; return the offset of each."""
+    offsets = []
+    with path.open("wb") as file:
+        for tensor in tensors:
+            unit = _MAP_UNIT if tensor.nbytes >= _LARGE_BYTES else _PAGE
+            file.write(bytes(-file.tell() % unit))
+            offsets.append(file.tell())
+            file.write(tensor.tobytes())
+    return offsets
+
+
+def _reference(tensor: ir.TensorProtocol, data: Path, offset: int) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=data.name,
+        offset=offset,
+        length=tensor.nbytes,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        base_dir=data.parent,
+    )
+
+
+def _make_folder() -> tuple[Path, FileLock]:
+    """Make a temporary folder, and remove those whose process was killed: they hold gigabytes."""
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    lock = _locked(folder)
+    for other in folder.parent.glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError, Timeout):
+            if _may_be_abandoned(other, folder.stat().st_uid):
+                _remove_folder(other, _locked(other))
+    return folder, lock
+
+
+def _may_be_abandoned(folder: Path, user: int) -> bool:
+    stat = folder.lstat()  # a link is somebody's trap
+    is_old = time.time() - stat.st_mtime > _YOUNG_S
+    return is_old and stat.st_uid == user and S_ISDIR(stat.st_mode)
+
+
+def _locked(folder: Path) -> FileLock:
+    """Lock a folder for as long as this process lives.
 
     Raises:
-        ModelError: The file cannot be read.
+        Timeout: Its process lives.
     """
-    return _describe(load_onnx(path))
+    lock = FileLock(folder / "lock", thread_local=False)  # whoever drops the artifact releases it
+    lock.acquire(timeout=0)
+    return lock
+
+
+def _remove_folder(folder: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()

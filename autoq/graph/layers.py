@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from autoq.core.errors import ModelError
-from autoq.core.layers import Layer, OpFamily, TensorSpec, WeightlessOp
+from autoq.core.layers import GATES, Layer, OpFamily, TensorSpec, WeightlessOp
 from autoq.graph.values import constant
 
+Float = npt.NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *GATES)
+_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"]}
 _FAMILIES = {
     "Add": OpFamily.ADD,
     "Mul": OpFamily.MUL,
@@ -29,24 +37,28 @@ def find_layers(model: ir.Model) -> list[Layer]:
     Raises:
         ModelError: A weight is NaN or infinite.
     """
-    layers = [_layer(node) for node in model.graph if is_layer(node)]
-    for layer, node in zip(layers, (n for n in model.graph if is_layer(n)), strict=True):
-        weight = constant(node.inputs[1])
-        assert weight is not None
-        if not np.isfinite(weight).all():
-            raise ModelError(f"layer {layer.name!r} has NaN or infinite weights")
+    layers = []
+    for node in model.graph:
+        if is_layer(node):
+            weight = layer_weight(node)
+            layers.append(_layer(node, weight))
+            if not np.isfinite(weight).all():
+                raise ModelError(f"layer {layers[-1].name!r} has NaN or infinite weights")
     return layers
 
 
 def is_layer(node: ir.Node) -> bool:
     """Whether a node has a float weight of its own that autoq can compress."""
-    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain != "" or node.op_type not in _OPS or len(node.inputs) < 2:
         return False
-    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if weight is None or weight.dtype != np.float32 or node.inputs[0] is None:
+    index = weight_input(node)
+    weight, source = constant(node.inputs[index]), node.inputs[1 - index]
+    if weight is None or weight.dtype != np.float32 or source is None or constant(source) is not None:
         return False
-    if constant(node.inputs[0]) is not None:
-        return False
+    if node.op_type == "Gather":
+        return weight.ndim == 2 and node.attributes.get_int("axis", 0) in (0, -2)
+    if node.op_type in GATES:
+        return weight.ndim == 3 and _is_plain_recurrence(node) and _bias_is_constant(node)
     if node.op_type in ("Conv", "ConvTranspose"):
         return weight.ndim >= 3 and _bias_is_constant(node)
     if node.op_type == "MatMul":
@@ -55,34 +67,95 @@ def is_layer(node: ir.Node) -> bool:
     return plain and node.attributes.get_int("transA", 0) == 0 and _bias_is_constant(node)
 
 
-def _bias_is_constant(node: ir.Node) -> bool:
-    if len(node.inputs) < 3 or node.inputs[2] is None:
-        return True
-    bias, weight = constant(node.inputs[2]), constant(node.inputs[1])
-    if bias is None or weight is None or bias.ndim != 1:
+def _is_plain_recurrence(node: ir.Node) -> bool:
+    """Whether an LSTM or GRU is what integer kernels compute: default activations, nothing clipped."""
+    recurrence = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if recurrence is None or recurrence.dtype != np.float32 or recurrence.ndim != 3:
         return False
+    n_directions = len(recurrence)
+    activations = _ACTIVATIONS[node.op_type] * n_directions
+    plain = (
+        node.attributes.get_int("layout", 0) == 0
+        and node.attributes.get_int("input_forget", 0) == 0
+        and list(node.attributes.get_strings("activations", activations)) == activations
+    )
+    return plain and not set(node.attributes) & {"clip", "activation_alpha", "activation_beta"}
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Whether a layer multiplies channels of its one float input: no embedding, no recurrence."""
+    return is_layer(node) and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _bias_is_constant(node: ir.Node) -> bool:
+    index = bias_input(node)
+    if len(node.inputs) <= index or node.inputs[index] is None:
+        return True
+    bias, weight = constant(node.inputs[index]), constant(node.inputs[1])
+    if bias is None or weight is None:
+        return False
+    if node.op_type in GATES:
+        return bias.dtype == np.float32
     # Gemm alone broadcasts its bias; the kernels that replace it do not.
-    return node.op_type != "Gemm" or bias.size == weight.shape[channel_axis(node)]
+    fits = node.op_type != "Gemm" or bias.size == weight.shape[channel_axis(node)]
+    return bias.ndim == 1 and fits
 
 
 def channel_axis(node: ir.Node) -> int:
     """Axis of the weight that runs over output channels."""
     if node.op_type == "Gemm":
         return 0 if node.attributes.get_int("transB", 0) else 1
-    return 0 if node.op_type == "Conv" else 1
+    return 0 if node.op_type in ("Conv", "Gather") else 1
 
 
-def _layer(node: ir.Node) -> Layer:
-    weight = constant(node.inputs[1])
+def weight_input(node: ir.Node) -> int:
+    """Which input of a layer is its weight; of an LSTM or GRU the first of the two."""
+    return 0 if node.op_type == "Gather" else 1
+
+
+def bias_input(node: ir.Node) -> int:
+    """Which input of a Conv, ConvTranspose, Gemm, LSTM or GRU is its bias, whether it has one or not."""
+    return 3 if node.op_type in GATES else 2
+
+
+def layer_weight(node: ir.Node) -> Float:
+    """Return the weight of a layer in the shape that `Layer.weight_shape` gives."""
+    if node.op_type in GATES:
+        return lstm_weight(node)
+    weight = constant(node.inputs[weight_input(node)])
     assert weight is not None
+    return weight
+
+
+def lstm_weight(node: ir.Node) -> Float:
+    """Return W and R of an LSTM or GRU side by side: (directions, gates * hidden, input + hidden)."""
+    parts = [constant(value) for value in node.inputs[1:3]]
+    return np.concatenate([part for part in parts if part is not None], axis=2)
+
+
+def weight_parts(node: ir.Node, weight: npt.NDArray[Scalar]) -> list[tuple[int, npt.NDArray[Scalar]]]:
+    """Split an array in the shape of a layer's weight over the inputs that hold it.
+
+    Returns:
+        (index of the input, what it holds) one after the other: two for an LSTM or GRU, else one.
+    """
+    if node.op_type not in GATES:
+        return [(weight_input(node), weight)]
+    hidden = weight.shape[1] // GATES[node.op_type]
+    split = weight.shape[2] - hidden
+    return [(1, weight[:, :, :split]), (2, weight[:, :, split:])]
+
+
+def _layer(node: ir.Node, weight: Float) -> Layer:
     assert node.name is not None
+    bias = bias_input(node)
     return Layer(
         name=node.name,
         op=node.op_type,
         weight_shape=tuple(weight.shape),
         channel_axis=channel_axis(node),
-        group=node.attributes.get_int("group", 1),
-        has_bias=len(node.inputs) > 2 and node.inputs[2] is not None,
+        group=len(weight) if node.op_type in GATES else node.attributes.get_int("group", 1),
+        has_bias=len(node.inputs) > bias and node.inputs[bias] is not None,
     )
 
 

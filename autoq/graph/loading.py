@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -13,12 +13,41 @@ from autoq.core.errors import ModelError
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """Read an ONNX model whose external data, if any, lies in its own folder.
+    """Read an ONNX model whose external data, if any, lies in its own folder; they are read into memory.
 
     Raises:
         ModelError: The file is missing, is not ONNX, is truncated, or names external data that is
             missing, too short, or outside the model's folder.
     """
+    return _load(path, _copied)
+
+
+def map_onnx(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
+    """Read an ONNX model, leave its external data on disk, and say which files hold them.
+
+    Weights are views of the mapped files: these may be deleted or replaced, but never written to.
+
+    Raises:
+        ModelError: As `load_onnx`.
+    """
+    files: dict[Path, None] = {}
+
+    def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        files[path.parent / tensor.location] = None
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+
+    return _load(path, mapped), tuple(files)
+
+
+_Take = Callable[[ir.ExternalTensor], ir.TensorProtocol]
+
+
+def _copied(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Read a tensor into memory: its file belongs to the user, who may write to it."""
+    return ir.external_data.convert_tensors_from_external([tensor])[0]
+
+
+def _load(path: Path, take: _Take) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file", hint="expected an ONNX model")
     try:
@@ -39,7 +68,7 @@ def load_onnx(path: Path) -> ir.Model:
     if not nodes:
         raise ModelError(f"{path}: not an ONNX model, or one without any node")
     for graph in _graphs(model):
-        _load_external_data(graph, path)
+        _load_external_data(graph, path, take)
     try:
         onnx.checker.check_model(path)
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
@@ -55,18 +84,19 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
-def _load_external_data(graph: ir.Graph, path: Path) -> None:
-    """Read external tensors into memory, so that what is written later stands alone."""
+def _load_external_data(graph: ir.Graph, path: Path, take: _Take) -> None:
+    """Replace references to external data by tensors, so that what is written later stands alone."""
     for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _load_external(value.const_value, path)
+            value.const_value = _load_external(value.const_value, path, take)
     for node in graph:
         for attribute in list(node.attributes.values()):
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes.add(ir.AttrTensor(attribute.name, _load_external(attribute.value, path)))
+                tensor = _load_external(attribute.value, path, take)
+                node.attributes.add(ir.AttrTensor(attribute.name, tensor))
 
 
-def _load_external(tensor: ir.ExternalTensor, path: Path) -> ir.TensorProtocol:
+def _load_external(tensor: ir.ExternalTensor, path: Path, take: _Take) -> ir.TensorProtocol:
     folder = path.resolve().parent
     location = Path(tensor.location)
     target = (folder / location).resolve()
@@ -90,4 +120,8 @@ def _load_external(tensor: ir.ExternalTensor, path: Path) -> ir.TensorProtocol:
             f"{path}: external data file {tensor.location!r} is truncated: tensor {tensor.name!r} ends at "
             f"byte {offset + length:,}, the file at {target.stat().st_size:,}"
         )
-    return ir.external_data.convert_tensors_from_external([tensor])[0]
+    try:
+        return take(tensor)
+    except (OSError, ValueError) as error:  # not readable, or a file with a second hard link
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: cannot read external data {tensor.location!r}: {reason}") from error

@@ -8,12 +8,16 @@ from ast import literal_eval
 
 import onnx_ir as ir
 
+from autoq.core.layers import GATES
 from autoq.core.names import readable_name, unique_name
+from autoq.graph.layers import weight_input
+from autoq.graph.values import rank_of
 
 # What exporters call a weight they made up: `val_97`, `onnx::MatMul_120`, `const_fold_opt__33`, `12`.
 _ANONYMOUS = re.compile(
     r"^(val_\d+|onnx::.*|const_fold_opt.*|_?tensor\d*|initializer(_\d+)?|node_.*|\d+|.*_cast)$"
 )
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *GATES)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -32,13 +36,20 @@ class NameNodes(ir.passes.InPlacePass):
 
 def _weight_name(node: ir.Node) -> str:
     """Name of the weight, without `.weight`; empty if the node has none or its name is made up."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.inputs) < 2:
-        return ""
-    weight = node.inputs[1]
-    if weight is None or not weight.is_initializer() or _ANONYMOUS.match(str(weight.name)):
+    weight = _weight(node)
+    if node.op_type not in _WEIGHTED or weight is None or _ANONYMOUS.match(str(weight.name)):
         return ""
     name = readable_name(str(weight.name))
-    return re.sub(r"[._](weight|kernel|w)$", "", name) or name
+    return re.sub(r"[._](weight|kernel|w|W|weight_ih_l0)$", "", name) or name
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    """The initializer in the place of a node's weight; axes and shapes are none, nor is a list of values."""
+    index = weight_input(node)
+    value = node.inputs[index] if len(node.inputs) > 1 else None
+    if value is None or not value.is_initializer() or value.dtype is not ir.DataType.FLOAT:
+        return None
+    return value if node.op_type != "Gather" or rank_of(value) == 2 else None
 
 
 def _scope_name(node: ir.Node) -> str:
@@ -52,8 +63,7 @@ def _scope_name(node: ir.Node) -> str:
     scopes = _parse_list(text)[:-1]
     inner = next((scope for scope in reversed(scopes) if scope), "")
     plain = readable_name(inner)
-    weightless = not any(value is not None and value.is_initializer() for value in node.inputs[1:2])
-    return f"{plain}.{node.op_type.lower()}" if plain and weightless else plain
+    return f"{plain}.{node.op_type.lower()}" if plain and _weight(node) is None else plain
 
 
 def _parse_list(text: str) -> list[str]:
@@ -67,7 +77,6 @@ def _parse_list(text: str) -> list[str]:
 def _own_name(node: ir.Node) -> str:
     """The node's name without the op type that TorchScript exports append: `/fc/MatMul` is `fc`."""
     name = readable_name(node.name or "")
-    is_layer = len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].is_initializer()
-    if is_layer and name.endswith(f".{node.op_type}"):
+    if _weight(node) is not None and name.endswith(f".{node.op_type}"):
         name = name[: -len(node.op_type) - 1]
     return name

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from autoq.core.choices import FLOAT, Calibration, Candidate, Choice, Format, Granularity, Precision
 from autoq.core.errors import SpecError
@@ -45,7 +45,8 @@ def build_anchors(
         {layer.name: FLOAT for layer in space.layers},
         {op.name: Precision.FLOAT for op in space.ops},
     )
-    found = [Anchor("float", float_model), *_uniform_anchors(space)]
+    tables = {layer.name for layer in layers if layer.op == "Gather"}
+    found = [Anchor("float", float_model), *_uniform_anchors(space, tables)]
     found += [_user_anchor(rule, space, layers, target) for rule in rules.anchors]
     first: dict[str, Anchor] = {}
     for anchor in found:
@@ -53,15 +54,46 @@ def build_anchors(
     return list(first.values())
 
 
-def _uniform_anchors(space: SearchSpace) -> Iterator[Anchor]:
+def _uniform_anchors(space: SearchSpace, tables: Collection[str]) -> Iterator[Anchor]:
+    """One candidate a format, granularity and calibration method.
+
+    Embeddings get 8 bits where others get 4: what they lose is lost before the first layer, and a
+    lookup gains no time by it.
+    """
     labels = dict.fromkeys(label for layer in space.layers for label in layer.labels)
     legal = [Choice.from_label(label) for label in labels if label != FLOAT.label]
     for fmt, granularity in dict.fromkeys((choice.format, choice.granularity) for choice in legal):
         offered = [c.calibration for c in legal if (c.format, c.granularity) == (fmt, granularity)]
         for methods in _calibrations_tried(offered):
             label = Choice.of(fmt, granularity=granularity, calibration=methods[0]).label
-            choices = {layer.name: _nearest(layer, fmt, granularity, methods) for layer in space.layers}
-            yield Anchor(label, Candidate.of(choices, _usual_graph(space)))
+            choices = {
+                layer.name: _nearest(
+                    layer, _gentler(fmt) if layer.name in tables else fmt, granularity, methods
+                )
+                for layer in space.layers
+            }
+            yield Anchor(label, Candidate.of(choices, _usual_graph(space), space.rewrites.usual))
+    yield from _smoothed_anchors(space)
+
+
+def _gentler(fmt: Format) -> Format:
+    return Format.INT8_WEIGHT if fmt is Format.INT4_WEIGHT else fmt
+
+
+def _smoothed_anchors(space: SearchSpace) -> Iterator[Anchor]:
+    """Static int8 with every smoothing the space offers beside its first: what SmoothQuant does by hand."""
+    labels = dict.fromkeys(label for layer in space.layers for label in layer.labels)
+    static = [choice for choice in map(Choice.from_label, labels) if choice.format.is_static]
+    if not static:
+        return
+    ranked = sorted(static, key=lambda choice: choice.calibration is not Calibration.MSE)
+    fmt, granularity, method = ranked[0].format, ranked[0].granularity, ranked[0].calibration
+    choices = {layer.name: _nearest(layer, fmt, granularity, (method,)) for layer in space.layers}
+    for alpha in space.rewrites.smooth_alpha[1:]:
+        if alpha is not None:
+            rewrites = replace(space.rewrites.usual, smooth_alpha=alpha)
+            candidate = Candidate.of(choices, _usual_graph(space), rewrites)
+            yield Anchor(f"{ranked[0].label} smooth {alpha:g}", candidate)
 
 
 def _calibrations_tried(offered: list[Calibration]) -> list[tuple[Calibration, ...]]:
@@ -110,7 +142,8 @@ def _user_anchor(rule: AnchorRule, space: SearchSpace, layers: Sequence[Layer], 
     for layer_rule in dict.fromkeys(claims.values()):
         mine = [by_name[name] for name, claimed_by in claims.items() if claimed_by is layer_rule]
         choices.update(_claimed(layer_rule, mine, where, target))
-    return Anchor(rule.name, Candidate.of(choices, _graph_of(rule, space, where, target)))
+    graph = _graph_of(rule, space, where, target)
+    return Anchor(rule.name, Candidate.of(choices, graph, rule.rewrites))
 
 
 def _claimed(rule: AnchorLayerRule, layers: Sequence[Layer], where: str, target: Target) -> dict[str, Choice]:
@@ -133,7 +166,7 @@ def _claimed(rule: AnchorLayerRule, layers: Sequence[Layer], where: str, target:
 
 def _bits_tried(rule: AnchorLayerRule) -> Sequence[int | None]:
     """Bits of an anchor: those it names, else the widest that the target runs."""
-    if rule.weight_bits is not None or rule.format is Format.FP32:
+    if rule.weight_bits is not None or rule.format.is_float:
         return [rule.weight_bits]
     return range(rule.format.container_bits, 1, -1)
 
@@ -146,6 +179,7 @@ def _choice_of(rule: AnchorLayerRule, bits: int | None, where: str) -> Choice:
             granularity=rule.granularity,
             calibration=rule.calibration,
             sparsity=rule.sparsity,
+            **dict(rule.methods),
         )
     except ValueError as error:
         raise SpecError(f"{where}.{rule.pattern}: {error}") from error

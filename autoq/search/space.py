@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision
+from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Rewrites
 from autoq.core.layers import OpFamily, WeightlessOp
 
 BitRange = tuple[int, int]  # inclusive
@@ -51,6 +52,8 @@ class LayerSpace:
     name: str
     legal: Mapping[str, BitRange]  # `Choice.label` -> bits, in the order of the rules
     sparsities: tuple[float, ...] = (0.0,)  # evenly spaced, ascending
+    # `rounding`, `grid`, `pruning`, `pattern` -> what each may be; the first is what anchors use.
+    methods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -66,6 +69,12 @@ class LayerSpace:
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     @property
+    def ways(self) -> list[dict[str, str]]:
+        """Every combination of the methods."""
+        combined = itertools.product(*self.methods.values())
+        return [dict(zip(self.methods, one, strict=True)) for one in combined]
+
+    @property
     def params(self) -> list[Param]:
         """Parameters of the layer; what has one value is fixed and no parameter."""
         found: list[Param] = []
@@ -78,23 +87,36 @@ class LayerSpace:
             first, second = self.sparsities[:2]
             step = round(second - first, 6)
             found.append(GridParam(f"{self.name}/sparsity", first, self.sparsities[-1], step))
+        for method, options in self.methods.items():
+            if len(options) > 1:
+                found.append(CategoryParam(f"{self.name}/{method}", options))
         return found
 
-    def choose(self, label: str, *, bits: int | None = None, sparsity: float | None = None) -> Choice:
+    def choose(
+        self, label: str, *, bits: int | None = None, sparsity: float | None = None, **methods: str | None
+    ) -> Choice:
         """Build a legal choice: bits are clamped to what the label runs at, by default its widest."""
         low, high = self.legal[label]
         clamped = high if bits is None else min(max(bits, low), high)
+        usual = {method: options[0] for method, options in self.methods.items()}
         return Choice.from_label(
             label,
             weight_bits=clamped,
             sparsity=self.sparsities[0] if sparsity is None else sparsity,
+            **self._possible(label, {**usual, **{name: how for name, how in methods.items() if how}}),
         )
+
+    def _possible(self, label: str, methods: Mapping[str, str]) -> dict[str, str]:
+        """Leave out a codebook where the label's kernel wants uniform levels."""
+        is_blocked = Choice.from_label(label).format.is_weight_only
+        return {name: how for name, how in methods.items() if name != "grid" or not is_blocked}
 
     def decode(self, params: Params) -> Choice:
         """Read the layer's choice out of a proposal."""
         label = params.get(f"{self.name}/format", self.labels[0])
         bits, sparsity = params.get(f"{self.name}/bits"), params.get(f"{self.name}/sparsity")
-        return self.choose(label, bits=bits, sparsity=sparsity)
+        methods = {method: params.get(f"{self.name}/{method}") for method in self.methods}
+        return self.choose(label, bits=bits, sparsity=sparsity, **methods)
 
     def encode(self, choice: Choice) -> dict[str, Any]:
         """Write a choice as parameter values; every parameter gets one, also where it means nothing."""
@@ -105,6 +127,9 @@ class LayerSpace:
             f"{self.name}/bits": min(max(choice.weight_bits, low), high),
             f"{self.name}/sparsity": nearest,
         }
+        for method, options in self.methods.items():
+            used = str(getattr(choice, method))
+            values[f"{self.name}/{method}"] = used if used in options else options[0]
         return {param.name: values[param.name] for param in self.params}
 
 
@@ -121,6 +146,52 @@ class GraphSpace:
     def params(self) -> list[Param]:
         """The parameter of the group, unless it is fixed."""
         return [CategoryParam(self.name, self.precisions)] if len(self.precisions) > 1 else []
+
+
+_OFF = "off"
+
+
+@dataclass(frozen=True)
+class RewriteSpace:
+    """Rewrites of the float model that may be switched; the first of each is what anchors use."""
+
+    equalize: tuple[bool, ...] = (False,)
+    smooth_alpha: tuple[float | None, ...] = (None,)
+
+    @property
+    def usual(self) -> Rewrites:
+        """What anchors use."""
+        return Rewrites(self.equalize[0], self.smooth_alpha[0])
+
+    @property
+    def params(self) -> list[Param]:
+        """One parameter for each rewrite there is a choice about."""
+        return [CategoryParam(name, tuple(o)) for name, o in self._options.items() if len(o) > 1]
+
+    def decode(self, params: Params) -> Rewrites:
+        """Read the rewrites out of a proposal."""
+        picked = [params.get(name, next(iter(options))) for name, options in self._options.items()]
+        (equalize, smooth), options = picked, self._options
+        return Rewrites(options["graph/equalize"][equalize], options["graph/smooth"][smooth])
+
+    def encode(self, rewrites: Rewrites) -> dict[str, Any] | None:
+        """Inverse of `decode`; None for rewrites outside the space."""
+        used = {"graph/equalize": rewrites.equalize, "graph/smooth": rewrites.smooth_alpha}
+        params: dict[str, Any] = {}
+        for name, options in self._options.items():
+            written = next((label for label, value in options.items() if value == used[name]), None)
+            if written is None:
+                return None
+            params[name] = written
+        return {param.name: params[param.name] for param in self.params}
+
+    @cached_property
+    def _options(self) -> dict[str, dict[str, Any]]:
+        """Value of each option by the label the samplers see."""
+        return {
+            "graph/equalize": {"on" if value else _OFF: value for value in self.equalize},
+            "graph/smooth": {_OFF if a is None else f"{a:g}": a for a in self.smooth_alpha},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +211,13 @@ class SearchSpace:
     graph: tuple[GraphSpace, ...] = ()
     ops: tuple[WeightlessOp, ...] = ()  # of the model; one in no group is float
     refusals: tuple[Refusal, ...] = ()
+    rewrites: RewriteSpace = RewriteSpace()
 
     @cached_property
     def params(self) -> tuple[Param, ...]:
         """What a strategy proposes, layer by layer, then the graph."""
         of_layers = [param for layer in self.layers for param in layer.params]
-        return (*of_layers, *(param for group in self.graph for param in group.params))
+        return (*of_layers, *(p for group in self.graph for p in group.params), *self.rewrites.params)
 
     def decode(self, params: Params) -> Candidate:
         """Build the candidate of a proposal; every layer and weightless op is named in it."""
@@ -153,7 +225,8 @@ class SearchSpace:
         for group in self.graph:
             precision = Precision(params.get(group.name, group.precisions[0]))
             graph.update(dict.fromkeys(group.ops, precision))
-        return Candidate.of({layer.name: layer.decode(params) for layer in self.layers}, graph)
+        choices = {layer.name: layer.decode(params) for layer in self.layers}
+        return Candidate.of(choices, graph, self.rewrites.decode(params))
 
     def encode(self, candidate: Candidate) -> dict[str, Any] | None:
         """Inverse of `decode`: a value for every parameter, or None for a candidate outside the space."""
@@ -169,4 +242,8 @@ class SearchSpace:
                 return None
             if group.params:
                 params[group.name] = str(precisions.pop())
+        rewrites = self.rewrites.encode(candidate.rewrites)
+        if rewrites is None:
+            return None
+        params.update(rewrites)
         return params if self.decode(params) == candidate else None

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from autoq.core.choices import FLOAT, FLOAT_BITS, Calibration, Choice, Format, Granularity, Precision
+from autoq.core.choices import (
+    FLOAT,
+    FLOAT_BITS,
+    Calibration,
+    Choice,
+    Format,
+    Granularity,
+    Grid,
+    Pattern,
+    Precision,
+    Pruning,
+    Rounding,
+)
 from autoq.core.errors import ModelError, SpecError
 from autoq.core.layers import Layer, OpFamily, WeightlessOp
 from autoq.core.names import matching
 from autoq.evaluation.ports import Target
-from autoq.search.space import BitRange, GraphSpace, LayerSpace, Refusal, SearchSpace
-from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityRange
+from autoq.search.space import BitRange, GraphSpace, LayerSpace, Refusal, RewriteSpace, SearchSpace
+from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityRange, WeightMethods
 
 # The samplers and the ablation need categories they can learn from; a trial must stay small to store.
 MAX_LABELS = 12
 _NAMES_SHOWN = 5
+_PLAIN = {
+    "rounding": Rounding.NEAREST,
+    "grid": Grid.UNIFORM,
+    "pruning": Pruning.MAGNITUDE,
+    "pattern": Pattern.UNSTRUCTURED,
+}
 _FEWEST_BITS = 2
 
 
@@ -29,6 +47,8 @@ class _Settings:
     calibrations: tuple[Calibration, ...] | None = None
     weight_bits: BitRange | None = None
     sparsity: SparsityRange | None = None
+    methods: WeightMethods = field(default_factory=WeightMethods)
+    is_wanted: bool = False  # the formats, by a glob that means these layers rather than all
 
     def after(self, rule: LayerRule) -> _Settings:
         return _Settings(
@@ -37,6 +57,8 @@ class _Settings:
             rule.calibrations or self.calibrations,
             rule.weight_bits or self.weight_bits,
             rule.sparsity or self.sparsity,
+            self.methods.after(rule.methods),
+            rule.pattern != "*" if rule.formats else self.is_wanted,
         )
 
 
@@ -72,7 +94,9 @@ def build_space(
         spaces.append(_layer_space(layer, settings[layer.name], judged, target))
         refused += [(layer.name, what, reason) for what, reason in judged.refused]
     groups, refused_ops = _graph_spaces(rules.graph, ops, target)
-    space = SearchSpace(tuple(spaces), groups, tuple(ops), (*_gathered(refused), *refused_ops))
+    rewrites = RewriteSpace(rules.rewrites.equalize, rules.rewrites.smooth_alpha)
+    refusals = (*_gathered(refused), *refused_ops)
+    space = SearchSpace(tuple(spaces), groups, tuple(ops), refusals, rewrites)
     _check_something_to_search(space)
     return space
 
@@ -142,6 +166,8 @@ def _labels(fmt: Format, settings: _Settings) -> list[str]:
 
     A format that can have none of the granularities keeps its usual one: they are meant for others.
     """
+    if fmt.is_float:
+        return [Choice.of(fmt).label]
     fitting = [g for g in settings.granularities or () if _fits(fmt, g)]
     granularities = fitting or [Choice.of(fmt).granularity]
     calibrations = settings.calibrations or (Calibration.MINMAX,)
@@ -183,6 +209,8 @@ def _legal_bits(
 
 
 def _layer_space(layer: Layer, settings: _Settings, judged: _Judged, target: Target) -> LayerSpace:
+    if not judged.legal and not settings.is_wanted:
+        return LayerSpace(layer.name, {FLOAT.label: (FLOAT_BITS, FLOAT_BITS)})
     if not judged.legal:
         reasons = "; ".join(f"{what}: {reason}" for what, reason in judged.refused)
         wanted = ", ".join(settings.formats)
@@ -196,7 +224,27 @@ def _layer_space(layer: Layer, settings: _Settings, judged: _Judged, target: Tar
             f"granularity and calibration, expected at most {MAX_LABELS}",
             hint="name fewer calibration methods or granularities",
         )
-    return LayerSpace(layer.name, judged.legal, _legal_sparsities(layer, settings, judged, target))
+    sparsities = _legal_sparsities(layer, settings, judged, target)
+    return LayerSpace(layer.name, judged.legal, sparsities, _methods(layer, settings, judged, sparsities))
+
+
+def _methods(
+    layer: Layer, settings: _Settings, judged: _Judged, sparsities: tuple[float, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Ways to treat the weights, as far as something in the layer's space depends on them."""
+    wanted = settings.methods
+    methods: dict[str, tuple[str, ...]] = {}
+    formats = {Choice.from_label(label).format for label in judged.legal}
+    if not all(fmt.is_float for fmt in formats):
+        methods["rounding"] = wanted.rounding or (Rounding.NEAREST,)
+        if not all(fmt.is_float or fmt.is_weight_only for fmt in formats):
+            methods["grid"] = wanted.grid or (Grid.UNIFORM,)
+    if len(sparsities) > 1:
+        methods["pruning"] = wanted.pruning or (Pruning.MAGNITUDE,)
+        methods["pattern"] = wanted.pattern or (Pattern.UNSTRUCTURED,)
+    if not layer.has_moments:  # nothing to weigh errors with
+        methods = {name: (plain,) for name, plain in _PLAIN.items() if name in methods}
+    return methods
 
 
 def _legal_sparsities(

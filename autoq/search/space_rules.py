@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autoq.core.choices import Calibration, Format, Granularity, Precision
+from autoq.core.choices import (
+    AS_IT_IS,
+    Calibration,
+    Format,
+    Granularity,
+    Grid,
+    Pattern,
+    Precision,
+    Pruning,
+    Rewrites,
+    Rounding,
+)
 from autoq.core.layers import OpFamily
 
 
@@ -18,6 +29,25 @@ class SparsityRange:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightMethods:
+    """How weights may be treated. None leaves what an earlier rule said; the first is what anchors use."""
+
+    rounding: tuple[Rounding, ...] | None = None
+    grid: tuple[Grid, ...] | None = None
+    pruning: tuple[Pruning, ...] | None = None
+    pattern: tuple[Pattern, ...] | None = None
+
+    def after(self, rule: WeightMethods) -> WeightMethods:
+        """Return what holds once a later rule has spoken."""
+        return WeightMethods(
+            rule.rounding or self.rounding,
+            rule.grid or self.grid,
+            rule.pruning or self.pruning,
+            rule.pattern or self.pattern,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRule:
     """What layers matching a glob may be. None leaves what an earlier rule said."""
 
@@ -27,6 +57,7 @@ class LayerRule:
     calibrations: tuple[Calibration, ...] | None = None
     weight_bits: tuple[int, int] | None = None  # inclusive
     sparsity: SparsityRange | None = None
+    methods: WeightMethods = WeightMethods()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +79,7 @@ class AnchorLayerRule:
     granularity: Granularity | None = None
     calibration: Calibration | None = None
     sparsity: float = 0.0
+    methods: tuple[tuple[str, str], ...] = ()  # of rounding, grid, pruning and pattern, as pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +89,15 @@ class AnchorRule:
     name: str
     layers: tuple[AnchorLayerRule, ...]
     graph: Mapping[OpFamily, Precision] = field(default_factory=dict)
+    rewrites: Rewrites = AS_IT_IS
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteRule:
+    """Rewrites of the float model that may be switched; the first of each is what anchors use."""
+
+    equalize: tuple[bool, ...] = (False,)
+    smooth_alpha: tuple[float | None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +107,4 @@ class SpaceRules:
     layers: tuple[LayerRule, ...]
     graph: tuple[GraphRule, ...] = ()
     anchors: tuple[AnchorRule, ...] = ()
+    rewrites: RewriteRule = RewriteRule()

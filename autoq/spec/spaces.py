@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from autoq.core.choices import Calibration, Choice, Format, Granularity, Precision
+from autoq.core.choices import (
+    Calibration,
+    Choice,
+    Format,
+    Granularity,
+    Grid,
+    Pattern,
+    Precision,
+    Pruning,
+    Rewrites,
+    Rounding,
+)
 from autoq.core.errors import SpecError
 from autoq.core.layers import OpFamily
 from autoq.search.space_rules import (
@@ -17,10 +28,23 @@ from autoq.search.space_rules import (
     AnchorRule,
     GraphRule,
     LayerRule,
+    RewriteRule,
     SpaceRules,
     SparsityRange,
+    WeightMethods,
 )
-from autoq.spec.fields import Number, OneOrMore, Ordered, Positive, Section, Text, Whole, mistake, problem
+from autoq.spec.fields import (
+    Flag,
+    Number,
+    OneOrMore,
+    Ordered,
+    Positive,
+    Section,
+    Text,
+    Whole,
+    mistake,
+    problem,
+)
 from autoq.spec.problems import did_you_mean, validate
 from autoq.spec.reading import read_yaml
 
@@ -56,6 +80,10 @@ def _graph_key(key: object) -> object:
 
 
 FormatName = Annotated[Format, _one_of(Format)]
+RoundingName = Annotated[Rounding, _one_of(Rounding)]
+GridName = Annotated[Grid, _one_of(Grid)]
+PruningName = Annotated[Pruning, _one_of(Pruning)]
+PatternName = Annotated[Pattern, _one_of(Pattern)]
 GranularityName = Annotated[Granularity, _one_of(Granularity)]
 CalibrationName = Annotated[Calibration, _one_of(Calibration)]
 PrecisionName = Annotated[Precision, _one_of(Precision)]
@@ -92,6 +120,10 @@ class LayerSpec(Section):
     calibration: OneOrMore[CalibrationName] | None = None
     weight_bits: Annotated[tuple[Bits, Bits], BeforeValidator(_fixed_as_range)] | None = None
     sparsity: SparsitySpec | None = None
+    rounding: OneOrMore[RoundingName] | None = None
+    grid: OneOrMore[GridName] | None = None
+    pruning: OneOrMore[PruningName] | None = None
+    pattern: OneOrMore[PatternName] | None = None
 
     @field_validator("weight_bits")
     @classmethod
@@ -103,7 +135,10 @@ class LayerSpec(Section):
     def rule(self, pattern: str) -> LayerRule:
         """Return the rule for layers that match `pattern`."""
         sparsity = None if self.sparsity is None else SparsityRange(self.sparsity.max, self.sparsity.step)
-        return LayerRule(pattern, self.format, self.granularity, self.calibration, self.weight_bits, sparsity)
+        methods = WeightMethods(self.rounding, self.grid, self.pruning, self.pattern)
+        return LayerRule(
+            pattern, self.format, self.granularity, self.calibration, self.weight_bits, sparsity, methods
+        )
 
 
 class AnchorLayerSpec(Section):
@@ -114,6 +149,16 @@ class AnchorLayerSpec(Section):
     granularity: GranularityName | None = None
     calibration: CalibrationName | None = None
     sparsity: Sparsity = 0.0
+    rounding: RoundingName | None = None
+    grid: GridName | None = None
+    pruning: PruningName | None = None
+    pattern: PatternName | None = None
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Ways to treat the weights that are named."""
+        named = {name: getattr(self, name) for name in ("rounding", "grid", "pruning", "pattern")}
+        return {name: str(how) for name, how in named.items() if how is not None}
 
     @model_validator(mode="after")
     def _goes_together(self) -> AnchorLayerSpec:
@@ -124,6 +169,7 @@ class AnchorLayerSpec(Section):
                 granularity=self.granularity,
                 calibration=self.calibration,
                 sparsity=self.sparsity,
+                **self.methods,
             )
         except ValueError as error:
             raise mistake(str(error)) from error
@@ -132,8 +178,48 @@ class AnchorLayerSpec(Section):
     def rule(self, pattern: str) -> AnchorLayerRule:
         """Return the rule for layers that match `pattern`."""
         return AnchorLayerRule(
-            pattern, self.format, self.weight_bits, self.granularity, self.calibration, self.sparsity
+            pattern,
+            self.format,
+            self.weight_bits,
+            self.granularity,
+            self.calibration,
+            self.sparsity,
+            tuple(self.methods.items()),
         )
+
+
+def _off_is_none(value: object) -> object:
+    return None if value is False or value == "off" else value
+
+
+def _switch(value: object) -> object:
+    return {"off": False, "on": True}.get(value, value) if isinstance(value, str) else value
+
+
+Alpha = Annotated[Annotated[Number, Field(ge=0, le=1)] | None, BeforeValidator(_off_is_none)]
+Switch = Annotated[Flag, BeforeValidator(_switch)]
+
+
+class RewritesSpec(Section):
+    """Rewrites of the float model, for one anchor."""
+
+    equalize: Switch = False
+    smooth: Alpha = None
+
+    def rewrites(self) -> Rewrites:
+        """Return them as a candidate holds them."""
+        return Rewrites(self.equalize, self.smooth)
+
+
+class RewriteSpaceSpec(Section):
+    """Rewrites of the float model that are searched; the first of each is what anchors use."""
+
+    equalize: OneOrMore[Switch] = (False,)
+    smooth: OneOrMore[Alpha] = (None,)
+
+    def rule(self) -> RewriteRule:
+        """Return the rule that search works with."""
+        return RewriteRule(self.equalize, self.smooth)
 
 
 class AnchorSpec(Section):
@@ -142,11 +228,12 @@ class AnchorSpec(Section):
     name: Text
     layers: Ordered[Text, AnchorLayerSpec] = Field(min_length=1)
     graph: dict[FamilyName, PrecisionName] = Field(default_factory=dict)
+    rewrites: RewritesSpec = RewritesSpec()
 
     def rule(self) -> AnchorRule:
         """Return the rule that search works with."""
         layers = tuple(layer.rule(pattern) for pattern, layer in self.layers.items())
-        return AnchorRule(self.name, layers, dict(self.graph))
+        return AnchorRule(self.name, layers, dict(self.graph), self.rewrites.rewrites())
 
 
 class SpaceSpec(Section):
@@ -156,6 +243,7 @@ class SpaceSpec(Section):
     description: str = ""
     layers: Ordered[Text, LayerSpec] = Field(min_length=1)
     graph: Ordered[GraphKey, OneOrMore[PrecisionName]] = Field(default_factory=dict)
+    rewrites: RewriteSpaceSpec = RewriteSpaceSpec()
     anchors: tuple[AnchorSpec, ...] = ()
 
     @field_validator("anchors")
@@ -170,7 +258,9 @@ class SpaceSpec(Section):
         """Return the rules that search works with."""
         layers = tuple(layer.rule(pattern) for pattern, layer in self.layers.items())
         graph = tuple(_graph_rule(key, precisions) for key, precisions in self.graph.items())
-        return SpaceRules(layers, graph, tuple(anchor.rule() for anchor in self.anchors))
+        return SpaceRules(
+            layers, graph, tuple(anchor.rule() for anchor in self.anchors), self.rewrites.rule()
+        )
 
 
 def _graph_rule(key: str, precisions: tuple[Precision, ...]) -> GraphRule:

@@ -110,8 +110,10 @@ class OnnxRuntimeTarget:
         """Say whether ONNX Runtime runs this choice on this layer."""
         if choice.format is Format.FP32:
             return _NATIVE
-        if not layer.is_matmul and (choice.format is Format.INT8_DYNAMIC or choice.format.is_weight_only):
-            return _refused(f"{choice.format} has no fast kernel for {layer.op}, only for MatMul and Gemm")
+        if choice.format is Format.FP16:
+            return Verdict(legal=True, native=False, reason="fp16 weights run at the speed of fp32 ones")
+        if missing := _missing_kernel(layer, choice.format):
+            return _refused(missing)
         if self._cpu.saturates and choice.format in _U8_BY_S8 and choice.weight_bits > 7:
             return _refused("u8 x s8 saturates on this CPU (no VNNI): at most 7 weight bits (reduce_range)")
         if layer.op == "ConvTranspose" and choice.granularity is Granularity.CHANNEL and layer.group > 1:
@@ -158,6 +160,23 @@ class OnnxRuntimeTarget:
         except _REJECTIONS as error:
             kind = " (not an ONNX model)" if isinstance(error, ort_state.InvalidProtobuf) else ""
             raise RuntimeRejectedModel(f"ONNX Runtime refused the model{kind}: {_one_line(error)}") from error
+
+
+def _missing_kernel(layer: Layer, fmt: Format) -> str:
+    """Why no kernel runs an integer format on a layer; empty if one does."""
+    if layer.op == "GRU":
+        return "ONNX Runtime has no integer GRU kernel"
+    if layer.op == "LSTM":
+        return "" if fmt is Format.INT8_DYNAMIC else f"{fmt} has no kernel for LSTM, only int8_dynamic has"
+    if layer.op == "Gather":
+        if not fmt.is_weight_only:
+            return f"{fmt} has no kernel for Gather, only weight-only formats have"
+        if layer.weight_shape[1] * fmt.container_bits % 8:
+            return f"{fmt} has no kernel for a Gather of rows with an odd number of columns"
+        return ""
+    if not layer.is_matmul and (fmt is Format.INT8_DYNAMIC or fmt.is_weight_only):
+        return f"{fmt} has no fast kernel for {layer.op}, only for MatMul and Gemm"
+    return ""
 
 
 def _one_line(error: Exception) -> str:

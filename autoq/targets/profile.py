@@ -33,7 +33,7 @@ def latency_shares(model: FloatModel) -> dict[str, float]:
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(model.artifact.content, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.artifact.source, options, providers=["CPUExecutionProvider"])
         for _ in range(_RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())

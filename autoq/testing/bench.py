@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from autoq.assembly.assemble import Stitcher, layer_weights
+from autoq.assembly.assemble import Stitcher, build_model, layer_weights
 from autoq.calibration.collect import collect_statistics
+from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.choices import Candidate, Choice, Precision
+from autoq.core.choices import FLOAT, Candidate, Choice, Precision
 from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.layers import Layer
 from autoq.graph.blocks import find_blocks, quantizable_values
@@ -23,7 +25,9 @@ from autoq.graph.float_model import FloatModel, build_float_model
 from autoq.targets.cpu import this_cpu
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.testing.models import example_feed
+from autoq.variants.build import LayerBuilder
 from autoq.variants.store import VariantStore
+from autoq.variants.variant import Variant
 
 N_CALIBRATION = 16
 # Without dot-product instructions 8-bit weights saturate, and no test could tell that from a bug.
@@ -59,13 +63,22 @@ class ModelBench:
         but: Mapping[str, Choice] | None = None,
         but_ops: Mapping[str, Precision] | None = None,
     ) -> Candidate:
-        """Build a candidate with one choice for every layer and op, but for the ones given."""
-        choices = {**dict.fromkeys(self.layer_names, choice), **(but or {})}
+        """Build a candidate with one choice for every layer and op, but for the ones given.
+
+        Layers that the target cannot run in it stay float.
+        """
+        possible = [one.name for one in self.model.summary.layers if self.target.judge(one, choice).legal]
+        choices = {**dict.fromkeys(self.layer_names, FLOAT), **dict.fromkeys(possible, choice), **(but or {})}
         return Candidate.of(choices, {**dict.fromkeys(self.op_names, precision), **(but_ops or {})})
 
     def build(self, candidate: Candidate) -> ModelArtifact:
         """Assemble a candidate."""
         return self.stitcher.assemble(candidate).artifact
+
+    def build_from(self, candidate: Candidate, variants: Mapping[str, Variant]) -> ModelArtifact:
+        """Assemble a candidate from variants of the caller's own."""
+        blocks = find_blocks(self.model.graph)
+        return build_model(self.model, blocks, self.stitcher.plan(candidate), variants)
 
     def run(
         self, model: ModelArtifact, *, optimize: bool = True, feed: Feed | None = None
@@ -104,8 +117,16 @@ def build_bench(
     )
     feed = example_feed(proto, n_examples=n_examples, seed=seed)
     values = quantizable_values(find_blocks(model.graph))
-    statistics = collect_statistics(model, values, Split((Batch(feed),)))
-    store = VariantStore(folder / "variants", model.summary.layers, layer_weights(model))
+    moments = MomentStore(folder / "moments")
+    statistics = collect_statistics(model, values, Split((Batch(feed),)), moments=moments)
+    weights = layer_weights(model)
+    builders = {
+        layer.name: LayerBuilder(
+            layer, weights[layer.name], partial(moments.get, layer.name), moments.key(layer.name) or ""
+        )
+        for layer in model.summary.layers
+    }
+    store = VariantStore(folder / "variants", builders)
     target = OnnxRuntimeTarget()
     stitcher = Stitcher(
         model, statistics, store, is_native or (lambda layer, choice: target.judge(layer, choice).native)

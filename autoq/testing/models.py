@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.data import Array, Feed
+from autoq.core.layers import GATES
 
 OPSET = 21
 N_TOKENS = 24  # rows of the embedding
@@ -80,6 +81,19 @@ class GraphBuilder:
         """Add a fully connected layer on any rank: MatMul, then Add of a bias."""
         product = self.node("MatMul", source, self.weight(f"{name}.weight", n_in, n_out, fan_in=n_in))
         return self.node("Add", product, self.bias(f"{name}.bias", n_out))
+
+    def recurrence(self, source: str, name: str, n_in: int, hidden: int, **attributes: Any) -> list[str]:
+        """Add an LSTM, or with `op="GRU"` a GRU, over (length, batch, in); return all its outputs."""
+        op = attributes.pop("op", "LSTM")
+        dirs = 2 if attributes.get("direction") == "bidirectional" else 1
+        rows = GATES[op] * hidden
+        weights = [
+            self.weight(f"{name}.weight", dirs, rows, n_in, fan_in=n_in),
+            self.weight(f"{name}.recurrence", dirs, rows, hidden, fan_in=hidden),
+            self.constant(f"{name}.bias", self.rng.standard_normal((dirs, 2 * rows)) * 0.1),
+        ]
+        n_outputs = 3 if op == "LSTM" else 2
+        return self.nodes(op, source, *weights, n_outputs=n_outputs, hidden_size=hidden, **attributes)
 
     def relu6(self, source: str) -> str:
         """Add Clip(0, 6)."""
@@ -246,6 +260,44 @@ def token_classifier(*, seed: int = 0) -> onnx.ModelProto:
     return net.build(logits=(net.gemm(pooled, "fc", 16, 10), ("batch", 10)))
 
 
+def tied_embedding(*, seed: int = 0) -> onnx.ModelProto:
+    """Build a language model in small: its output projection multiplies by the table it looks words up in."""
+    net = GraphBuilder(seed=seed)
+    tokens = net.input("tokens", "batch", dtype=TensorProto.INT64)
+    table = net.weight("embedding.weight", N_TOKENS, 48, fan_in=48)
+    x = net.node("Relu", net.gemm(net.node("Gather", table, tokens), "hidden", 48, 48))
+    return net.build(scores=(net.node("Gemm", x, table, transB=1), ("batch", N_TOKENS)))
+
+
+def tagger(*, seed: int = 0) -> onnx.ModelProto:
+    """Build words and their kinds, two embeddings, a bidirectional LSTM, and layers of every other kind."""
+    net = GraphBuilder(seed=seed)
+    words = net.input("words", "batch", "length", dtype=TensorProto.INT64)
+    kinds = net.input("kinds", "batch", "length", dtype=TensorProto.INT64)
+    tables = [net.weight(f"embeddings.{name}.weight", N_TOKENS, 32, fan_in=2) for name in ("word", "kind")]
+    found = [net.node("Gather", table, ids) for table, ids in zip(tables, (words, kinds), strict=True)]
+    x = net.node("Transpose", net.node("Add", *found), perm=[1, 0, 2])
+    states = net.recurrence(x, "lstm", 32, 16, direction="bidirectional")[0]
+    x = net.node("Transpose", states, perm=[2, 0, 1, 3])
+    x = net.node("Reshape", x, net.constant("join", [0, 0, 32], np.int64))
+    for name in ("first", "second", "third"):
+        x = net.node("Relu", net.linear(x, name, 32, 32))
+    # Rows of words as pictures of one pixel, for a convolution beside the rest.
+    x = net.node("Transpose", x, perm=[0, 2, 1])
+    x = net.node("Unsqueeze", x, net.constant("last_axis", [3], np.int64))
+    x = net.node("Relu", net.conv(x, "conv", (32, 16), 1))
+    return net.build(logits=(net.classify(x, 16), ("batch", 10)))
+
+
+def gru_classifier(*, seed: int = 0) -> onnx.ModelProto:
+    """Build a GRU over (length, batch, features), read backwards, and a classifier of its mean state."""
+    net = GraphBuilder(seed=seed)
+    x = net.node("Transpose", net.input("frames", "batch", "length", 8), perm=[1, 0, 2])
+    states = net.recurrence(x, "gru", 8, 12, op="GRU", direction="reverse", linear_before_reset=1)[0]
+    mean = net.node("ReduceMean", states, net.constant("axes", [0, 1], np.int64), keepdims=0)
+    return net.build(logits=(net.gemm(mean, "fc", 12, 10), ("batch", 10)))
+
+
 TINY_MODELS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     builder.__name__: builder
     for builder in (
@@ -260,6 +312,9 @@ TINY_MODELS: Mapping[str, Callable[[], onnx.ModelProto]] = {
         grouped_cnn,
         two_headed,
         token_classifier,
+        tied_embedding,
+        tagger,
+        gru_classifier,
     )
 }
 
@@ -275,8 +330,8 @@ def _example(tensor: onnx.TypeProto.Tensor, n_examples: int, rng: np.random.Gene
         axis.dim_value or (n_examples if position == 0 else _DYNAMIC_LENGTH)
         for position, axis in enumerate(tensor.shape.dim)
     ]
-    if tensor.elem_type == TensorProto.INT64:
-        return rng.integers(0, N_TOKENS, shape)
+    if tensor.elem_type in (TensorProto.INT32, TensorProto.INT64):
+        return rng.integers(0, N_TOKENS, shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return rng.standard_normal(shape).astype(np.float32)
 
 

@@ -19,7 +19,7 @@ from autoq.core.data import Array
 from autoq.core.errors import RuntimeRejectedModel
 from autoq.core.layers import Layer, OpFamily
 from autoq.evaluation.ports import Target, Verdict
-from autoq.testing.models import attention, example_feed, residual_cnn, two_headed
+from autoq.testing.models import attention, example_feed, gru_classifier, residual_cnn, tagger, two_headed
 
 EXAMPLE_LAYERS = (
     Layer("conv", "Conv", (16, 8, 3, 3), channel_axis=0, has_bias=True),
@@ -29,14 +29,18 @@ EXAMPLE_LAYERS = (
     Layer("grouped_up", "ConvTranspose", (16, 4, 2, 2), channel_axis=1, group=2),
     Layer("fc", "Gemm", (10, 16), channel_axis=0, has_bias=True),
     Layer("project", "MatMul", (16, 32), channel_axis=1),
+    Layer("embedding", "Gather", (100, 32), channel_axis=0),
+    Layer("odd_embedding", "Gather", (100, 33), channel_axis=0),
+    Layer("lstm", "LSTM", (2, 32, 20), channel_axis=1, group=2, has_bias=True),
+    Layer("gru", "GRU", (1, 24, 20), channel_axis=1),
 )
 
 
 def example_choices() -> list[Choice]:
     """Every format with every granularity it can have, at all its widths."""
-    choices = [FLOAT, Choice.of(Format.FP32, sparsity=0.5)]
+    choices = [FLOAT, Choice.of(Format.FP32, sparsity=0.5), Choice.of(Format.FP16)]
     for fmt, granularity, bits in itertools.product(Format, Granularity, range(2, 9)):
-        if fmt is Format.FP32 or granularity is Granularity.NONE or bits > fmt.container_bits:
+        if fmt.is_float or granularity is Granularity.NONE or bits > fmt.container_bits:
             continue
         if (granularity.block_size is not None) == fmt.is_weight_only:
             choices.append(Choice.of(fmt, weight_bits=bits, granularity=granularity))
@@ -123,7 +127,7 @@ class TargetContract:
         assert session.time_block(3, [feed]) > 0.0
         assert session.time_block(3, [feed, other]) > 0.0
 
-    @pytest.mark.parametrize("build", [residual_cnn, attention])
+    @pytest.mark.parametrize("build", [residual_cnn, attention, tagger, gru_classifier])
     def test_the_optimised_float_graph_computes_what_was_written(
         self, target: Target, build: Callable[[], onnx.ModelProto]
     ) -> None:

@@ -1,46 +1,49 @@
-"""The content-addressed store of variants: built once, kept on disk, shared by all searches."""
+"""The store of variants: built once, kept on disk, shared by all searches."""
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
+from threadpoolctl import threadpool_limits
 
-from autoq.core.digests import digest_arrays
-from autoq.core.layers import Layer
-from autoq.variants.variant import Variant, WeightChoice, build_variant, variant_key
+from autoq.variants.build import LayerBuilder
+from autoq.variants.shelf import Shelf
+from autoq.variants.variant import Variant, WeightChoice
+
+_log = logging.getLogger("autoq")
 
 _MEMORY_BYTES = 1 << 30  # variants kept in memory, least recently used go first
+_DISK_BYTES = 10 << 30
 
 
 class VariantStore:
-    """Variants of one model's layers.
+    """Variants of one model's layers: in memory, on disk, or built when they are asked for.
 
-    Files are written atomically under their key, so several processes may share the folder: at worst
-    two build the same variant, and write the same bytes.
+    Several processes may share the folder: at worst two build the same variant, and write the same
+    bytes. A disk that is full costs time, not the search. Not safe to use from several threads.
     """
 
     def __init__(
         self,
         folder: Path,
-        layers: Iterable[Layer],
-        weights: Mapping[str, npt.NDArray[np.float32]],
+        builders: Mapping[str, LayerBuilder],
+        *,
+        limit_bytes: int = _DISK_BYTES,
     ) -> None:
-        self._folder = folder
-        self._layers = {layer.name: layer for layer in layers}
-        self._weights = weights
-        self._digests = {
-            name: digest_arrays({f"axis{layer.channel_axis}": weights[name]})
-            for name, layer in self._layers.items()
-        }
+        self._shelf = Shelf(folder, ".safetensors", limit_bytes=limit_bytes)
+        self._builders = builders
         self._memory: dict[str, Variant] = {}
         self._used_bytes = 0
+        self._disk_refuses = False
+        self._refusal_lock = threading.Lock()
 
     def get(self, layer: str, choice: WeightChoice) -> Variant:
         """Return a variant from memory, from disk, or built now."""
@@ -48,9 +51,11 @@ class VariantStore:
 
     def get_all(self, choices: Mapping[str, WeightChoice]) -> dict[str, Variant]:
         """Return one variant a layer; what is not in memory is read or built in parallel."""
-        missing = [name for name in choices if self._key(name, choices[name]) not in self._memory]
-        fresh = dict(zip(missing, self._in_parallel([(n, choices[n]) for n in missing]), strict=True))
-        found = {name: self._remember(name, choices[name], fresh.get(name)) for name in choices}
+        keys = {name: self._key(name, choice) for name, choice in choices.items()}
+        missing = [(name, choices[name]) for name, key in keys.items() if key not in self._memory]
+        with self._shelf.using(keys.values()):
+            fresh = dict(zip((name for name, _ in missing), self._in_parallel(missing), strict=True))
+        found = {name: self._remember(key, fresh.get(name)) for name, key in keys.items()}
         self._forget_oldest()
         return found
 
@@ -59,12 +64,27 @@ class VariantStore:
         wanted: Iterable[tuple[str, WeightChoice]],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> int:
-        """Make sure that variants are on disk; return how many had to be built."""
-        missing = [(layer, c) for layer, c in wanted if not self._path(self._key(layer, c)).exists()]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(self._fetch, missing), start=1):
-                on_progress(done, len(missing))
-        return len(missing)
+        """Make sure that variants are on disk, as far as the disk takes them; return how many were not."""
+        missing: dict[str, list[WeightChoice]] = {}
+        for layer, choice in wanted:
+            if not self._shelf.has(self._key(layer, choice)):
+                missing.setdefault(layer, []).append(choice)
+        n_missing, n_done = sum(map(len, missing.values())), 0
+        # What takes longest first, so that no core is left alone with it at the end.
+        order = sorted(missing, key=lambda name: -self._builders[name].layer.n_params)
+        # A layer a core: threads within a product only get into each other's way (three times slower).
+        with threadpool_limits(1), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for built in pool.map(lambda name: self._prepare(name, missing[name]), order):
+                n_done += built
+                on_progress(n_done, n_missing)
+        return n_missing
+
+    def _prepare(self, layer: str, choices: list[WeightChoice]) -> int:
+        """Build and save the variants of one layer. Runs in threads."""
+        if not self._disk_refuses:  # what cannot be kept is better built when it is needed
+            for choice, variant in zip(choices, self._builders[layer].build(choices), strict=True):
+                self._save(self._key(layer, choice), variant)
+        return len(choices)
 
     def _in_parallel(self, wanted: list[tuple[str, WeightChoice]]) -> list[Variant]:
         if len(wanted) < 2:
@@ -73,18 +93,37 @@ class VariantStore:
             return list(pool.map(self._fetch, wanted))
 
     def _fetch(self, wanted: tuple[str, WeightChoice]) -> Variant:
-        """Read a variant from disk, or build and save it. Runs in threads: touches no shared state."""
+        """Read a variant from disk, or build and save it. Runs in threads."""
         layer, choice = wanted
         key = self._key(layer, choice)
         variant = self._load(key)
         if variant is None:
-            variant = build_variant(self._layers[layer], self._weights[layer], choice)
+            [variant] = self._builders[layer].build([choice])
             self._save(key, variant)
         return variant
 
-    def _remember(self, layer: str, choice: WeightChoice, fresh: Variant | None) -> Variant:
+    def _key(self, layer: str, choice: WeightChoice) -> str:
+        return self._builders[layer].key(choice)
+
+    def _load(self, key: str) -> Variant | None:
+        """Read a variant; a missing or broken file is a miss."""
+        try:
+            return Variant.from_tensors(load_file(self._shelf.path(key)))
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def _save(self, key: str, variant: Variant) -> None:
+        tensors = {name: np.asarray(array, order="C") for name, array in variant.tensors().items()}
+        try:
+            self._shelf.save(key, lambda path: path.write_bytes(save(tensors)))
+        except OSError as error:
+            with self._refusal_lock:  # several threads save at once, and one line is enough
+                if not self._disk_refuses:
+                    _log.warning("variants are not kept on disk and will be built again: %s", error)
+                self._disk_refuses = True
+
+    def _remember(self, key: str, fresh: Variant | None) -> Variant:
         """Put a variant at the recent end of the memory."""
-        key = self._key(layer, choice)
         known = self._memory.pop(key, None)
         variant = known or fresh
         assert variant is not None
@@ -97,25 +136,3 @@ class VariantStore:
         while self._used_bytes > _MEMORY_BYTES and len(self._memory) > 1:
             oldest = next(iter(self._memory))
             self._used_bytes -= self._memory.pop(oldest).nbytes
-
-    def _key(self, layer: str, choice: WeightChoice) -> str:
-        return variant_key(self._digests[layer], choice)
-
-    def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.safetensors"
-
-    def _load(self, key: str) -> Variant | None:
-        """Read a variant; a missing or broken file is a miss."""
-        try:
-            return Variant.from_tensors(load_file(self._path(key)))
-        except (OSError, SafetensorError, KeyError):
-            return None
-
-    def _save(self, key: str, variant: Variant) -> None:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{id(variant)}.tmp")
-        save_file(
-            {name: np.asarray(array, order="C") for name, array in variant.tensors().items()}, temporary
-        )
-        temporary.replace(path)

@@ -1,41 +1,63 @@
-"""Variants: the compressed weights of one layer, and how one is built from float weights."""
+"""Variants: the compressed weights of one layer, with what is known of their cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autoq.core.choices import Choice, Granularity
+from autoq.core.choices import Choice, Format, Granularity, Grid, Pattern, Pruning, Rounding
 from autoq.core.digests import digest_json
-from autoq.core.layers import Layer
-from autoq.variants.bundle_size import packed_float_bytes, packed_grid_bytes
-from autoq.variants.rounding import round_blocks, round_weights
-from autoq.variants.sparsity import prune_by_magnitude
 
-ALGORITHM_VERSION = 1  # part of every key; raise it when the same choice gives other tensors
+ALGORITHM_VERSION = 2  # part of every key; raise it when the same choice gives other tensors
 
 
 @dataclass(frozen=True, slots=True)
 class WeightChoice:
     """The part of a choice that its weights depend on: what variants are keyed by."""
 
-    bits: int
+    bits: int  # 2..8 on a grid, 16 or 32 for floats
     granularity: Granularity
     sparsity: float
+    rounding: Rounding = Rounding.NONE
+    grid: Grid = Grid.NONE
+    pruning: Pruning = Pruning.NONE
+    pattern: Pattern = Pattern.NONE
 
     @staticmethod
     def of(choice: Choice) -> WeightChoice:
         """Drop what concerns activations only."""
-        return WeightChoice(choice.weight_bits, choice.granularity, choice.sparsity)
+        return WeightChoice(
+            choice.weight_bits,
+            choice.granularity,
+            choice.sparsity,
+            choice.rounding,
+            choice.grid,
+            choice.pruning,
+            choice.pattern,
+        )
 
     @property
     def is_float(self) -> bool:
-        """Whether the weights stay float32."""
+        """Whether the weights stay floating-point numbers."""
         return self.granularity is Granularity.NONE
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the weights stay as they are."""
+        return self == WeightChoice.of(Choice.of(Format.FP32))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the float weights alone decide the result, without any data."""
+        return (
+            self.rounding in (Rounding.NONE, Rounding.NEAREST)
+            and self.grid is not Grid.CODEBOOK
+            and self.pruning is not Pruning.SPARSEGPT
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,51 +66,55 @@ class Variant:
 
     `weights` is float32 in the layer's shape, or an int8 grid: in the layer's shape, or, for blocks,
     of shape (output channels, padded inputs). `scales` has shape () per tensor, (channels,) per
-    channel, (channels, blocks) for blocks, and (0,) for float.
+    channel, (channels, blocks) for blocks, and (0,) for floats; an LSTM's are those of `round_parts`.
+    `correction` is added to the bias, (output channels,), or (0,) where nothing is known of the inputs.
     """
 
     weights: npt.NDArray[Any]
     scales: npt.NDArray[np.float32]
-    bundle_bytes: int  # estimate of weights and scales in the storage bundle
+    correction: npt.NDArray[np.float32]
+    bundle_bytes: int  # estimate of weights, scales and correction in the storage bundle
+    error: float = 0.0  # tr(ΔW (A - E[x]E[x]ᵀ) ΔWᵀ): squared output error that the correction leaves
+    energy: float = 0.0  # tr(W A Wᵀ), mean square of the float layer's output; 0 where A is not known
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return int(self.weights.nbytes + self.scales.nbytes)
+        return int(self.weights.nbytes + self.scales.nbytes + self.correction.nbytes)
+
+    @property
+    def relative_error(self) -> float:
+        """Error as a share of the output's energy; 0 for a layer that puts nothing out."""
+        return self.error / self.energy if self.energy > 0.0 else 0.0
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return what is stored, by name; `from_tensors` is its inverse."""
-        count = np.array([self.bundle_bytes], np.int64)
-        return {"weights": self.weights, "scales": self.scales, "bundle_bytes": count}
+        return {
+            "weights": self.weights,
+            "scales": self.scales,
+            "correction": self.correction,
+            "bundle_bytes": np.array([self.bundle_bytes], np.int64),
+            "errors": np.array([self.error, self.energy], np.float64),
+        }
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> Variant:
         """Inverse of `tensors`."""
-        return Variant(tensors["weights"], tensors["scales"], int(tensors["bundle_bytes"][0]))
+        error, energy = (float(value) for value in tensors["errors"])
+        size = int(tensors["bundle_bytes"][0])
+        return Variant(tensors["weights"], tensors["scales"], tensors["correction"], size, error, energy)
 
 
-def variant_key(weight_digest: str, choice: WeightChoice) -> str:
-    """Content address of a variant: equal weights and choice share it across layers and models."""
-    return digest_json(
-        [ALGORITHM_VERSION, weight_digest, choice.bits, str(choice.granularity), choice.sparsity]
-    )
-
-
-def build_variant(layer: Layer, weight: npt.NDArray[np.float32], choice: WeightChoice) -> Variant:
-    """Prune by magnitude, then round to nearest. Pure: the same input gives the same bytes.
+def variant_key(weight_digest: str, moments_digest: str, choice: WeightChoice) -> str:
+    """Content address of a variant: equal weights, inputs and choice share it across layers and models.
 
     Args:
-        layer: Tells which axis of the weight runs over output channels.
-        weight: Float weights in the layer's shape.
-        choice: Bits, granularity and sparsity.
+        weight_digest: Of the float weights and the layer's geometry.
+        moments_digest: Of what is known of the layer's inputs; empty for nothing.
+        choice: How the weights are treated.
     """
-    pruned = prune_by_magnitude(weight, choice.sparsity)
-    if choice.is_float:
-        return Variant(pruned, np.zeros(0, np.float32), packed_float_bytes(pruned))
-    block_size = choice.granularity.block_size
-    if block_size is not None:
-        rows = pruned if layer.channel_axis == 0 else np.ascontiguousarray(pruned.T)
-        integers, scales = round_blocks(rows, choice.bits, block_size)
-    else:
-        integers, scales = round_weights(pruned, choice.bits, choice.granularity, layer.channel_axis)
-    return Variant(integers, scales, packed_grid_bytes(integers) + packed_float_bytes(scales))
+    return digest_json([ALGORITHM_VERSION, weight_digest, moments_digest, *map(_written, astuple(choice))])
+
+
+def _written(value: object) -> object:
+    return value if isinstance(value, int | float) else str(value)

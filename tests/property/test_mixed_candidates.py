@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from autoq.core.choices import FLOAT, Candidate, Choice, Precision
 from autoq.core.layers import Layer
+from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.testing.bench import INT8, ModelBench, build_bench, share_changed_by_optimizing
 from autoq.testing.models import TINY_MODELS, attention, residual_cnn
 
@@ -22,6 +23,7 @@ MODELS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "static attention": lambda: attention(batch=4, length=6),
 }
 BenchOf = Callable[[str], ModelBench]
+TARGET = OnnxRuntimeTarget()
 GRAINS = st.sampled_from(["channel", "tensor"])
 CALIBRATIONS = st.sampled_from(["minmax", "percentile99.9", "entropy", "mse"])
 SPARSITIES = st.sampled_from([0.0, 0.0, 0.5])
@@ -41,12 +43,14 @@ def choices(draw: st.DrawFn, layer: Layer, *, mixed: bool) -> Choice:
     if mixed:
         options.append(Choice.of("int8_s8", weight_bits=bits, calibration=draw(CALIBRATIONS)))
         options.append(Choice.of("fp32", sparsity=draw(SPARSITIES)))
+        options.append(Choice.of("fp16"))
+        options.append(Choice.of("int8", weight_bits=bits, rounding="gptq", sparsity=draw(SPARSITIES)))
     if mixed and layer.is_matmul:
         block = draw(st.sampled_from(["block32", "block128"]))
         options.append(Choice.of("int8_dynamic", weight_bits=bits, granularity=draw(GRAINS)))
         options.append(Choice.of("int8_weight", weight_bits=bits, granularity=block))
         options.append(Choice.of("int4_weight", granularity=block, sparsity=draw(SPARSITIES)))
-    return draw(st.sampled_from(options))
+    return draw(st.sampled_from([option for option in options if TARGET.judge(layer, option).legal]))
 
 
 @st.composite

@@ -45,7 +45,8 @@ class Simulation:
         params = self._params(tensor)
         scale = float(np.float32(params.scale))
         steps = np.clip(np.rint(values / scale) + params.zero_point, params.low, params.high)
-        return (steps - params.zero_point) * scale
+        rounded: Reals = (steps - params.zero_point) * scale
+        return rounded
 
     def weight(self, layer: str) -> Reals:
         variant = self._variants[layer]
@@ -54,8 +55,11 @@ class Simulation:
         return variant.weights * scales.reshape(axes)
 
     def bias(self, layer: str, name: str, source: str) -> Reals:
-        sums = self._params(source).scale * self._variants[layer].scales.astype(np.float64)
-        return np.rint(self._floats[name] / sums) * sums
+        variant = self._variants[layer]
+        sums = self._params(source).scale * variant.scales.astype(np.float64)
+        corrected = self._floats[name] + (variant.correction if variant.correction.size else 0.0)
+        rounded: Reals = np.rint(corrected / sums) * sums
+        return rounded
 
 
 def convolve(x: Reals, weight: Reals, bias: Reals) -> Reals:

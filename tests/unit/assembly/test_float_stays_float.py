@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from autoq.assembly import insert_qdq
-from autoq.core.choices import FLOAT, Candidate, Precision
+from autoq.core.choices import FLOAT, Candidate, Choice, Precision
 from autoq.testing.bench import INT8, ModelBench, build_bench, share_changed_by_optimizing
 from autoq.testing.models import GraphBuilder, attention, mlp, residual_cnn
 
@@ -63,27 +63,34 @@ FLOAT_IN_THE_MIDDLE = {
 }
 
 
-def build_case(case: str, bench_of: BenchOf) -> tuple[ModelBench, Candidate]:
+HALF = Choice.of("fp16")
+
+
+def build_case(case: str, bench_of: BenchOf, floats: Choice = FLOAT) -> tuple[ModelBench, Candidate]:
     build, layers, ops = FLOAT_IN_THE_MIDDLE[case]
     bench = bench_of(build)
-    return bench, bench.uniform(FLOAT, but=dict.fromkeys(layers, INT8), but_ops=ops)
+    return bench, bench.uniform(floats, but=dict.fromkeys(layers, INT8), but_ops=ops)
 
 
+@pytest.mark.parametrize("floats", [FLOAT, HALF], ids=str)
 @pytest.mark.parametrize("case", FLOAT_IN_THE_MIDDLE)
-def test_a_float_layer_between_integer_layers_stays_float(case: str, bench_of: BenchOf) -> None:
-    bench, candidate = build_case(case, bench_of)
+def test_a_float_layer_between_integer_layers_stays_float(
+    case: str, floats: Choice, bench_of: BenchOf
+) -> None:
+    bench, candidate = build_case(case, bench_of, floats)
     model = bench.build(candidate)
     assert share_changed_by_optimizing(bench, model) < 0.05
     assert float_weights_in_use(bench, bench.optimized(model)) == float_weights_chosen(bench, candidate)
 
 
+@pytest.mark.parametrize("floats", [FLOAT, HALF], ids=str)
 @pytest.mark.parametrize("case", FLOAT_IN_THE_MIDDLE)
 def test_without_the_shield_the_runtime_would_quantise_it(
-    case: str, bench_of: BenchOf, monkeypatch: pytest.MonkeyPatch
+    case: str, floats: Choice, bench_of: BenchOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should this fail with another version of the runtime, the shield may have become unnecessary."""
     monkeypatch.setattr(insert_qdq, "_shield_axis", lambda value: None)
-    bench, candidate = build_case(case, bench_of)
+    bench, candidate = build_case(case, bench_of, floats)
     assert share_changed_by_optimizing(bench, bench.build(candidate)) > 0.2
 
 
@@ -104,12 +111,15 @@ def test_a_tensor_with_one_channel_is_shielded_along_another_axis(bench_of: Benc
     assert share_changed_by_optimizing(bench, bench.build(candidate)) < 0.05
 
 
+@pytest.mark.parametrize("floats", [FLOAT, HALF], ids=str)
 @pytest.mark.parametrize("length", [6, "length"])
-def test_float_matmuls_among_integers_stay_float(length: int | str, bench_of: BenchOf) -> None:
+def test_float_matmuls_among_integers_stay_float(
+    length: int | str, floats: Choice, bench_of: BenchOf
+) -> None:
     """With static shapes the runtime turns MatMul and its bias into a Gemm, which it could quantise."""
     bench = bench_of(partial(attention, length=length))
     for layer in bench.layer_names:
-        candidate = bench.uniform(INT8, but={layer: FLOAT}, but_ops={"softmax_14": Precision.FLOAT})
+        candidate = bench.uniform(INT8, but={layer: floats}, but_ops={"softmax_14": Precision.FLOAT})
         model = bench.build(candidate)
         assert share_changed_by_optimizing(bench, model) < 0.05, layer
         assert bench.fused_ops(model)["MatMulIntegerToFloat"] == 5, layer

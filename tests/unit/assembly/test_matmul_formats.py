@@ -83,11 +83,14 @@ def real_weight(product: Product, variant: Variant) -> npt.NDArray[np.float64]:
     return weights * variant.scales
 
 
-def bias_of(product: Product) -> npt.NDArray[np.float64]:
-    if not product.has_bias:
-        return np.zeros(product.n_outputs)
-    (tensor,) = (one for one in product.build().graph.initializer if one.name == "fc.bias")
-    return onnx.numpy_helper.to_array(tensor).astype(np.float64)
+def bias_of(product: Product, variant: Variant) -> npt.NDArray[np.float64]:
+    """The layer's own bias and the correction of its rounding."""
+    bias = np.zeros(product.n_outputs)
+    bias[:] += variant.correction if variant.correction.size else 0.0
+    for tensor in product.build().graph.initializer:
+        if tensor.name == "fc.bias":
+            bias += onnx.numpy_helper.to_array(tensor)
+    return bias
 
 
 def round_trip(values: Floats, params: ActivationParams) -> npt.NDArray[np.float64]:
@@ -112,7 +115,7 @@ def test_static_products_are_the_arithmetic_of_their_grids(
     params = bench.stitcher.plan(candidate).params["x"]
     x = round_trip(bench.calibration["x"], params)
     is_gemm = product.op == "Gemm" or (product.has_bias and len(product.leading) == 1)
-    bias = bias_of(product)
+    bias = bias_of(product, variant)
     if is_gemm:  # its bias is an integer on the grid of the sums
         sums = params.scale * variant.scales.astype(np.float64)
         bias = np.rint(bias / sums) * sums
@@ -132,7 +135,9 @@ def test_signed_static_products_load_and_compute_the_same(name: str, bench_of: B
     bench, candidate, variant = prepare(product, choice, bench_of)
     params = bench.stitcher.plan(candidate).params["x"]
     assert params.signed
-    expected = round_trip(bench.calibration["x"], params) @ real_weight(product, variant) + bias_of(product)
+    expected = round_trip(bench.calibration["x"], params) @ real_weight(product, variant) + bias_of(
+        product, variant
+    )
     assert_close(bench.run(bench.build(candidate))["y"], expected, 1e-4)
 
 
@@ -148,7 +153,7 @@ def test_dynamic_products_take_the_range_of_the_batch(
     model = bench.build(candidate)
     x = bench.calibration["x"]
     params = activation_params(float(x.min()), float(x.max()), signed=False)
-    expected = round_trip(x, params) @ real_weight(product, variant) + bias_of(product)
+    expected = round_trip(x, params) @ real_weight(product, variant) + bias_of(product, variant)
     # A value on the edge of two steps may fall on either side.
     step = params.scale * np.abs(real_weight(product, variant)).max()
     assert np.abs(bench.run(model)["y"] - expected).max() <= 1.01 * step + 1e-4
@@ -168,7 +173,9 @@ def test_weight_only_products_unpack_their_blocks(
     choice = Choice.of(fmt, weight_bits=bits, granularity=block)
     bench, candidate, variant = prepare(product, choice, bench_of)
     model = bench.build(candidate)
-    expected = bench.calibration["x"].astype(np.float64) @ real_weight(product, variant) + bias_of(product)
+    expected = bench.calibration["x"].astype(np.float64) @ real_weight(product, variant) + bias_of(
+        product, variant
+    )
     # Accuracy level 4 rounds the inputs to 8 bits, block by block.
     assert_close(bench.run(model)["y"], expected, 0.02)
     (node,) = bench.optimized(model).graph.node

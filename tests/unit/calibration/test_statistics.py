@@ -15,7 +15,8 @@ ENVIRONMENT = {"runtime_version": "1.2.3", "threads": 1}
 def statistics() -> Statistics:
     rng = np.random.default_rng(0)
     arrays = {"a/b:0": rng.standard_normal(100), "ä": -rng.uniform(size=7), "zero": np.zeros(3)}
-    return Statistics({name: summarize(array) for name, array in arrays.items()}, 17, 1.25)
+    maxima = {"a/b:0": np.array([1.5, 0.0, 2.0], np.float32), "ä": np.array([0.25], np.float32)}
+    return Statistics({name: summarize(array) for name, array in arrays.items()}, 17, 1.25, maxima)
 
 
 def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> None:
@@ -29,6 +30,18 @@ def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> Non
         same = loaded.tensors[name]
         assert (same.low, same.high, same.exponent) == (tensor.low, tensor.high, tensor.exponent)
         np.testing.assert_array_equal(same.counts, tensor.counts)
+    assert list(loaded.channel_maxima) == list(statistics.channel_maxima)
+    for name, maxima in statistics.channel_maxima.items():
+        assert loaded.channel_maxima[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded.channel_maxima[name], maxima)
+
+
+def test_statistics_without_channel_maxima_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "key.npz"
+    save_statistics(Statistics({"x": summarize(np.ones(3))}, 1, 0.5), path)
+    loaded = load_statistics(path)
+    assert loaded is not None
+    assert loaded.channel_maxima == {}
 
 
 def test_saving_leaves_no_temporary_file(statistics: Statistics, tmp_path: Path) -> None:

@@ -1,11 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import tiny_bench
 from tiny_bench import BROKEN, QUICK, REFUSED, build_workbench, candidate
 
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.data import Array
 from autoq.core.errors import TrialError, UserError
 from autoq.core.measurements import Baseline
+from autoq.evaluation.accuracy import OutputFiles
 from autoq.evaluation.metrics import MetricSpec
 from autoq.evaluation.timing import PILOT_ROUNDS, TimingSettings
+from autoq.targets.onnxruntime_cpu import OnnxRuntimeSession, OnnxRuntimeTarget
 
 
 def test_the_baseline_is_scored_on_both_splits_and_timed_against_itself() -> None:
@@ -84,3 +94,65 @@ def test_a_closed_bench_opens_the_float_model_again() -> None:
     workbench.measure_baseline()
     workbench.close()
     assert workbench.run_trial(candidate(8)).accuracy.value > 0.8
+
+
+class CountingSession(OnnxRuntimeSession):
+    """A real session that counts its batches."""
+
+    n_batches = 0
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        self.n_batches += 1
+        return super().run(feed)
+
+
+class CountingTarget(OnnxRuntimeTarget):
+    """The real runtime; remembers its sessions, the float model's first."""
+
+    def __init__(self, *, threads: int = 1) -> None:
+        super().__init__(threads=threads, batch_size=16)
+        self.sessions: list[CountingSession] = []
+
+    def open(self, model: ModelArtifact, *, optimize: bool = True) -> OnnxRuntimeSession:
+        self.sessions.append(CountingSession(self._create(model, optimize=optimize)))
+        return self.sessions[-1]
+
+
+class OlderRuntime(CountingTarget):
+    """The same runtime under another version."""
+
+    def environment(self) -> dict[str, Any]:
+        return {**super().environment(), "runtime_version": "1.0"}
+
+
+N_SEARCH, N_TEST = 8, 5  # batches of 16 in 120 and in 80 examples
+
+
+def test_a_second_search_scores_the_float_model_from_the_file(tmp_path: Path) -> None:
+    plain = build_workbench().measure_baseline()
+    for n_run in (N_SEARCH + N_TEST, 0):
+        target = CountingTarget()
+        baseline = build_workbench(target=target, outputs=OutputFiles(tmp_path)).measure_baseline()
+        assert target.sessions[0].n_batches == n_run
+        assert (baseline.accuracy, baseline.test_accuracy) == (plain.accuracy, plain.test_accuracy)
+
+
+def test_a_restored_workbench_scores_from_the_file_and_finds_the_same(tmp_path: Path) -> None:
+    plain = build_workbench()
+    baseline = plain.measure_baseline()
+    build_workbench(outputs=OutputFiles(tmp_path)).measure_baseline()
+    target = CountingTarget()
+    restored = build_workbench(target=target, outputs=OutputFiles(tmp_path))
+    restored.restore(baseline)
+    assert target.sessions[0].n_batches == 0
+    trials = [workbench.run_trial(candidate(3)) for workbench in (plain, restored)]
+    assert trials[0].accuracy == trials[1].accuracy
+    finals = [workbench.run_final(candidate(3)).test for workbench in (plain, restored)]
+    assert finals[0] == finals[1]
+
+
+def test_another_runtime_or_number_of_threads_is_run_for_itself(tmp_path: Path) -> None:
+    targets: list[CountingTarget] = [CountingTarget(), OlderRuntime(), CountingTarget(threads=2)]
+    for target in targets:
+        build_workbench(target=target, outputs=OutputFiles(tmp_path)).measure_baseline()
+    assert [target.sessions[0].n_batches for target in targets] == [N_SEARCH + N_TEST] * 3

@@ -13,6 +13,7 @@ from autoq.core.errors import TrialError
 from autoq.core.layers import TensorSpec
 from autoq.evaluation.batches import Feeding, timing_feeds
 from autoq.evaluation.metrics import MetricSpec, builtin_metric
+from autoq.evaluation.ports import OutputCache, Target
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
@@ -74,7 +75,12 @@ class TinyAssembler:
 
 
 def build_workbench(
-    *, metric: MetricSpec | None = None, timing: TimingSettings = QUICK, n_test: int = 80
+    *,
+    metric: MetricSpec | None = None,
+    timing: TimingSettings = QUICK,
+    n_test: int = 80,
+    target: Target | None = None,
+    outputs: OutputCache | None = None,
 ) -> Workbench:
     """Build a workbench whose every measurement takes some hundredths of a second."""
     search = split_of(120)
@@ -82,4 +88,5 @@ def build_workbench(
     test = split_of(n_test, seed=2) if n_test else None
     data = EvaluationData(search, test, timing_feeds(search, INPUTS, feeding, n_feeds=2))
     settings = EvaluationSettings(metric or builtin_metric("top1"), feeding, output="scores", timing=timing)
-    return Workbench(TinyAssembler(), OnnxRuntimeTarget(threads=1, batch_size=16), data, settings)
+    target = target or OnnxRuntimeTarget(threads=1, batch_size=16)
+    return Workbench(TinyAssembler(), target, data, settings, outputs)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from autoq.core.errors import ModelError, UserError
 from autoq.export.recipe import (
     RECIPE_FILE,
     TENSORS_FILE,
+    Ingredients,
     Recipe,
     apply_recipe,
     build_recipe,
@@ -23,6 +25,7 @@ from autoq.export.recipe import (
     save_recipe,
 )
 from autoq.graph.float_model import build_float_model, reload_float_model
+from autoq.graph.rewriting import RewriteVectors
 from autoq.testing.bench import INT8, ModelBench, build_bench
 from autoq.testing.models import TINY_MODELS, attention, depthwise_cnn, mlp, residual_cnn
 
@@ -31,12 +34,16 @@ CHOICES = [
     Choice.of("int8", weight_bits=4, granularity="tensor", calibration="percentile99.99", sparsity=0.3),
     Choice.of("int8_s8", weight_bits=2, calibration="entropy"),
     Choice.of("fp32", sparsity=0.5),
+    Choice.of("int8", weight_bits=3, rounding="gptq", sparsity=0.5, pruning="sparsegpt", pattern="2:4"),
+    Choice.of("int8", weight_bits=4, rounding="gptq", grid="codebook"),
+    Choice.of("fp16", sparsity=0.25, pruning="sparsegpt"),
     Choice(),
 ]
 MATMUL_CHOICES = [
     Choice.of("int8_dynamic", weight_bits=6),
     Choice.of("int8_weight", granularity="block128", sparsity=0.25),
     Choice.of("int4_weight"),
+    Choice.of("int4_weight", rounding="adaround"),
 ]
 
 
@@ -45,14 +52,15 @@ def mixed(bench: ModelBench) -> Candidate:
     choices = {}
     for index, layer in enumerate(bench.model.summary.layers):
         options = [*MATMUL_CHOICES, *CHOICES] if layer.is_matmul else CHOICES
-        choices[layer.name] = options[index % len(options)]
+        legal = [choice for choice in options if bench.target.judge(layer, choice).legal]
+        choices[layer.name] = legal[index % len(legal)]
     return Candidate.of(choices, bench.uniform(INT8).by_op)
 
 
 def recipe_of(bench: ModelBench, candidate: Candidate) -> tuple[Recipe, ModelArtifact]:
     deployed = bench.build(candidate)
     plan, variants = bench.stitcher.plan(candidate), bench.stitcher.variants(candidate)
-    return build_recipe(bench.model, plan, variants, deployed), deployed
+    return build_recipe(bench.model, Ingredients(plan, variants, RewriteVectors()), deployed), deployed
 
 
 @pytest.fixture
@@ -117,7 +125,7 @@ def test_another_float_model_is_refused(saved: Path) -> None:
 
 def test_a_recipe_that_gives_another_model_is_refused(bench: ModelBench) -> None:
     recipe, _ = recipe_of(bench, mixed(bench))
-    other = Recipe(recipe.candidate, recipe.float_digest, "0" * 32, recipe.activations, recipe.weight_scales)
+    other = replace(recipe, model_digest="0" * 32)
     with pytest.raises(ModelError, match="differs from the one the recipe was written for"):
         apply_recipe(other, bench.model)
 
@@ -140,12 +148,12 @@ def test_a_missing_file_is_named(saved: Path, tmp_path: Path) -> None:
         ("format: int8_s8", "format: int9"),
         ("format: int8_s8", "format: int4_weight"),
         ("granularity: tensor", "granularity: none"),
-        ("version: 1", "version: 2"),
-        ("version: 1", "edition: 1"),
+        ("version: 2", "version: 3"),
+        ("version: 2", "edition: 1"),
         ("choices:", "choices: 3\nothers:"),
         ("graph:", "graph: null\nothers:"),
         ("stem:", "stem: null\n  tree:"),
-        ("version: 1", "version: [1"),
+        ("version: 2", "version: [1"),
     ],
 )
 def test_an_edited_yaml_is_refused_in_one_line(old: str, new: str, saved: Path, bench: ModelBench) -> None:

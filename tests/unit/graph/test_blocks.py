@@ -10,10 +10,12 @@ from autoq.testing.models import (
     GraphBuilder,
     attention,
     depthwise_cnn,
+    gru_classifier,
     inception,
     mlp,
     residual_cnn,
     swish,
+    tagger,
 )
 
 
@@ -104,3 +106,21 @@ def test_every_source_and_result_but_those_of_moves_may_need_a_range(build: obje
         for value in (*block.sources, *block.results)
     }
     assert set(values) == expected
+
+
+@pytest.mark.parametrize("op", ["Gather", "LSTM", "GRU"])
+def test_lookups_and_recurrences_are_blocks_that_ask_for_no_range(op: str) -> None:
+    proto = gru_classifier() if op == "GRU" else tagger()
+    blocks = list(blocks_of(proto).values())
+    chosen = [block for block in blocks if block.op == op]
+    assert chosen
+    others = {value for block in blocks if block.op != op for value in (*block.sources, *block.results)}
+    for block in chosen:
+        assert (block.kind, block.sources) == (BlockKind.LAYER, ())
+        assert block.results
+        assert not set(quantizable_values(blocks)) & (set(block.results) - others)
+
+
+def test_integer_inputs_are_never_asked_for_a_range() -> None:
+    blocks = list(blocks_of(tagger()).values())
+    assert not {"words", "kinds"} & set(quantizable_values(blocks))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -8,15 +10,19 @@ import pytest
 from autoq.core.errors import ModelError
 from autoq.core.layers import Layer, OpFamily
 from autoq.graph.float_model import FloatModel, build_float_model
+from autoq.graph.layers import layer_weight, weight_parts
+from autoq.graph.values import constant
 from autoq.testing.models import (
     GraphBuilder,
     attention,
     decoder,
     depthwise_cnn,
     grouped_cnn,
+    gru_classifier,
     inception,
     mlp,
     swish,
+    tagger,
     token_classifier,
     two_headed,
 )
@@ -42,9 +48,96 @@ def test_layers_come_in_graph_order() -> None:
     assert list(layers_of(depthwise_cnn())) == ["stem", "expand", "depthwise", "project", "last", "fc"]
 
 
-def test_an_embedding_and_a_product_of_activations_are_no_layers() -> None:
-    assert list(layers_of(token_classifier())) == ["encode", "fc"]
+def test_a_product_of_activations_is_no_layer() -> None:
     assert len(layers_of(attention())) == 6
+
+
+def test_an_embedding_is_a_layer_of_one_row_a_word() -> None:
+    layers = layers_of(token_classifier())
+    assert list(layers) == ["embedding", "encode", "fc"]
+    assert layers["embedding"] == Layer("embedding", "Gather", (24, 16), 0)
+
+
+def test_an_lstm_is_a_layer_with_both_its_weights_side_by_side() -> None:
+    lstm = layers_of(tagger())["lstm"]
+    assert lstm == Layer("lstm", "LSTM", (2, 64, 48), 1, group=2, has_bias=True)
+    assert lstm.is_recurrent
+    assert lstm.input_size == 32
+
+
+def test_a_gru_is_a_layer_of_three_gates() -> None:
+    gru = layers_of(gru_classifier())["gru"]
+    assert gru == Layer("gru", "GRU", (1, 36, 20), 1, has_bias=True)
+    assert gru.input_size == 8
+
+
+def test_the_weight_of_a_recurrence_is_split_as_it_was_joined() -> None:
+    model = canonical(tagger()).graph
+    (node,) = (node for node in model.graph if node.op_type == "LSTM")
+    weight = layer_weight(node)
+    for index, part in weight_parts(node, weight):
+        np.testing.assert_array_equal(part, constant(node.inputs[index]))
+    np.testing.assert_array_equal(np.concatenate([p for _, p in weight_parts(node, weight)], axis=2), weight)
+
+
+def looked_up(table: np.ndarray, *, axis: int = 0, indices: list[int] | None = None) -> onnx.ModelProto:
+    """A lookup of fed or of constant indices, and a layer so that there is one."""
+    net = GraphBuilder()
+    rows = net.input("rows", "batch", dtype=onnx.TensorProto.INT64)
+    known = rows if indices is None else net.constant("known", indices, np.int64)
+    values = net.constant("table", table, table.dtype)
+    found = net.node("Gather", values, known, axis=axis)
+    total = net.node("ReduceSum", net.node("Cast", found, to=onnx.TensorProto.FLOAT))
+    x = net.node(
+        "Add", net.node("Cast", net.node("Unsqueeze", rows, net.constant("a", [1], np.int64)), to=1), total
+    )
+    return net.build(y=(net.gemm(x, "fc", 1, 3), ("batch", 3)))
+
+
+def test_lookups_in_other_axes_types_and_ranks_are_no_layers() -> None:
+    table = np.ones((4, 6), np.float32)
+    assert list(layers_of(looked_up(table))) == ["table", "fc"]
+    assert list(layers_of(looked_up(table, axis=-2))) == ["table", "fc"]
+    for other in (
+        looked_up(table, axis=1),
+        looked_up(table, indices=[0, 2]),
+        looked_up(table.astype(np.int64)),
+        looked_up(table[0]),
+    ):
+        assert list(layers_of(other)) == ["fc"]
+
+
+def recurrent(op: str = "LSTM", **attributes: Any) -> onnx.ModelProto:
+    net = GraphBuilder()
+    x = net.input("x", 5, "batch", 8)
+    states = net.recurrence(x, "rnn", 8, 6, op=op, **attributes)[0]
+    return net.build(y=(net.linear(states, "fc", 6, 3), (5, 1, "batch", 3)))
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("attributes", [{}, {"direction": "reverse"}, {"activations": None}])
+def test_plain_recurrences_are_layers(op: str, attributes: dict[str, Any]) -> None:
+    if "activations" in attributes:
+        attributes = {"activations": ["Sigmoid", "Tanh", "Tanh"][: 3 if op == "LSTM" else 2]}
+    assert list(layers_of(recurrent(op, **attributes))) == ["rnn", "fc"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"clip": 3.0}, {"input_forget": 1}, {"activations": ["HardSigmoid", "Tanh", "Tanh"]}],
+)
+def test_recurrences_that_the_integer_kernel_does_not_compute_are_left_alone(
+    attributes: dict[str, Any],
+) -> None:
+    assert list(layers_of(recurrent(**attributes))) == ["fc"]
+
+
+def test_a_recurrence_whose_second_weight_is_fed_is_no_layer() -> None:
+    net = GraphBuilder()
+    x, fed = net.input("x", 5, "batch", 8), net.input("fed", 1, 24, 6)
+    states = net.node("LSTM", x, net.weight("rnn.weight", 1, 24, 8, fan_in=8), fed, hidden_size=6)
+    proto = net.build(y=(net.linear(states, "fc", 6, 3), (5, 1, "batch", 3)))
+    assert list(layers_of(proto)) == ["fc"]
 
 
 @pytest.mark.parametrize(

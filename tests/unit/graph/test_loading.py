@@ -9,6 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from autoq.core.errors import ModelError
 from autoq.graph.float_model import load_float_model, reload_float_model
+from autoq.graph.loading import load_onnx, map_onnx
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.testing.models import TINY_MODELS, example_feed, mlp, residual_cnn
 
@@ -163,3 +164,28 @@ def test_a_model_that_autoq_wrote_is_read_back_unchanged(name: str, tmp_path: Pa
     again = reload_float_model(tmp_path / "kept.onnx")
     assert again.summary == model.summary
     assert again.artifact.content == model.artifact.content
+
+
+def test_external_data_with_a_second_hard_link_are_refused_in_one_line(tmp_path: Path) -> None:
+    path, raw = save_external(tmp_path, "weights.bin")
+    (tmp_path / "weights.bin").write_bytes(raw)
+    (tmp_path / "again.bin").hardlink_to(tmp_path / "weights.bin")
+    assert "cannot read external data 'weights.bin'" in refusal(path)
+
+
+def test_what_is_loaded_is_a_copy_and_what_is_mapped_is_not(tmp_path: Path) -> None:
+    path, raw = save_external(tmp_path, "weights.bin")
+    data = tmp_path / "weights.bin"
+    data.write_bytes(raw)
+    loaded = load_onnx(path)
+    mapped, files = map_onnx(path)
+    with data.open("r+b") as file:
+        file.write(bytes(len(raw)))
+    assert files == (data,)
+    tensors = [model.graph.initializers["fc1.weight"].const_value for model in (loaded, mapped)]
+    assert [tensor.tobytes() for tensor in tensors if tensor is not None] == [raw, bytes(len(raw))]
+
+
+def test_a_model_without_external_data_maps_no_files(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(mlp().SerializeToString())
+    assert map_onnx(tmp_path / "model.onnx")[1] == ()

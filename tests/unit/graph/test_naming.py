@@ -9,7 +9,7 @@ import pytest
 
 from autoq.graph.float_model import build_float_model
 from autoq.graph.naming import NameNodes
-from autoq.testing.models import TINY_MODELS, GraphBuilder
+from autoq.testing.models import TINY_MODELS, GraphBuilder, tagger
 
 
 def node_names(proto: onnx.ModelProto) -> list[str]:
@@ -48,6 +48,20 @@ def test_a_layer_is_called_after_its_weight(weight: str, name: str) -> None:
     assert node_names(two_convs(weight, "other.weight"))[0] == name
 
 
+def test_embeddings_and_recurrences_are_called_after_their_weights() -> None:
+    names = node_names(tagger())
+    assert {"embeddings.word", "embeddings.kind", "lstm"} <= set(names)
+
+
+def test_a_list_of_indices_is_not_taken_for_a_table() -> None:
+    net = GraphBuilder()
+    x = net.input("x", "batch", 3)
+    sizes = net.constant("sizes.weight", [3.0, 4.0])
+    picked = net.node("Gather", sizes, net.node("Cast", net.node("ReduceMax", x, keepdims=0), to=7))
+    names = node_names(net.build(y=(net.gemm(net.node("Mul", x, picked), "fc", 3, 3), ("batch", 3))))
+    assert "sizes" not in names
+
+
 def test_layers_that_share_a_name_are_counted() -> None:
     assert node_names(two_convs("a/b.weight", "a.b.weight")) == ["a.b", "a.b_2"]
 
@@ -76,6 +90,17 @@ def test_a_node_without_a_weight_is_told_apart_from_its_module() -> None:
     model.graph[0].metadata_props["pkg.torch.onnx.name_scopes"] = '["", "encoder.act", "relu"]'
     NameNodes()(model)
     assert model.graph[0].name == "encoder.act.relu"
+
+
+def test_a_node_that_reads_axes_leaves_the_name_of_the_module_to_its_layer() -> None:
+    net = GraphBuilder()
+    x = net.node("Unsqueeze", net.input("x", "b", 3), net.constant("axes", [1], np.int64))
+    x = net.node("MatMul", x, net.weight("val_3", 3, 4, fan_in=3))
+    model = ir.from_proto(net.build(y=(x, ("b", 1, 4))))
+    for node in model.graph:
+        node.metadata_props["pkg.torch.onnx.name_scopes"] = '["", "lstm", "node"]'
+    NameNodes()(model)
+    assert [node.name for node in model.graph] == ["lstm.unsqueeze", "lstm"]
 
 
 @pytest.mark.parametrize("broken", ["['unclosed", "", "{}", "[]", "['', '', 'node_1']"])

@@ -97,9 +97,18 @@ def test_a_format_that_some_layer_of_an_explicit_glob_runs_is_no_error() -> None
 
 
 def test_a_layer_left_without_any_choice_is_named_with_the_reason() -> None:
-    rules = SpaceRules((LayerRule("*", formats=(Format.INT8_DYNAMIC,)),))
+    layers = [*synthetic_layers(1), Layer("layer_fc", "Gemm", (4, 4), 0)]
+    rules = SpaceRules((LayerRule("layer*", formats=(Format.INT8_DYNAMIC,)),))
     with pytest.raises(SpecError, match=r"'layer0' may be nothing but int8_dynamic.*no dynamic kernel"):
-        build_space(rules, synthetic_layers(1), [], SyntheticTarget(no_dynamic))
+        build_space(rules, layers, [], SyntheticTarget(no_dynamic))
+
+
+def test_what_a_rule_for_all_layers_cannot_give_a_layer_leaves_it_float() -> None:
+    layers = [*synthetic_layers(1), Layer("layer_fc", "Gemm", (4, 4), 0)]
+    rules = SpaceRules((LayerRule("*", formats=(Format.INT8_DYNAMIC,)),))
+    space = build_space(rules, layers, [], SyntheticTarget(no_dynamic))
+    assert [layer.labels for layer in space.layers] == [("fp32",), ("int8_dynamic/channel",)]
+    assert [refusal.layers for refusal in space.refusals] == [("layer0",)]
 
 
 def test_more_than_twelve_labels_are_refused_with_their_number() -> None:

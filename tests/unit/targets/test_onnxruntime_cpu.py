@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.core.choices import Choice
+from autoq.core.choices import Choice, Format
 from autoq.core.layers import Layer
 from autoq.targets.cpu import Cpu
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
@@ -11,6 +11,10 @@ OLD_CPU = Cpu("old", "x86_64", ("avx2",), 2)
 NEW_CPU = Cpu("new", "x86_64", ("avx2", "avx512_vnni"), 2)
 CONV = Layer("conv", "Conv", (16, 8, 3, 3), channel_axis=0)
 FC = Layer("fc", "Gemm", (10, 16), channel_axis=0)
+EMBEDDING = Layer("embedding", "Gather", (100, 32), channel_axis=0)
+LSTM = Layer("lstm", "LSTM", (2, 32, 20), channel_axis=1, group=2)
+GRU = Layer("gru", "GRU", (1, 24, 20), channel_axis=1)
+INTEGER_FORMATS = [fmt for fmt in Format if not fmt.is_float]
 
 
 @pytest.mark.parametrize("fmt", ["int8", "int8_s8", "int8_dynamic"])
@@ -50,6 +54,49 @@ def test_grids_narrower_than_their_container_are_storage_only(fmt: str, bits: in
     assert verdict.native is native
     if not native:
         assert f"{bits}-bit grid" in verdict.reason
+
+
+@pytest.mark.parametrize("layer", [CONV, FC, EMBEDDING, LSTM, GRU], ids=lambda layer: layer.op)
+def test_half_weights_are_storage_only_everywhere(layer: Layer) -> None:
+    verdict = OnnxRuntimeTarget(cpu=NEW_CPU).judge(layer, Choice.of("fp16", sparsity=0.5))
+    assert (verdict.legal, verdict.native) == (True, False)
+    assert "speed of fp32" in verdict.reason
+
+
+@pytest.mark.parametrize("fmt", INTEGER_FORMATS)
+def test_no_integer_format_has_a_kernel_for_a_gru(fmt: Format) -> None:
+    verdict = OnnxRuntimeTarget(cpu=NEW_CPU).judge(GRU, Choice.of(fmt))
+    assert not verdict.legal
+    assert verdict.reason == "ONNX Runtime has no integer GRU kernel"
+
+
+@pytest.mark.parametrize("fmt", INTEGER_FORMATS)
+def test_an_lstm_is_int8_dynamic_or_float(fmt: Format) -> None:
+    verdict = OnnxRuntimeTarget(cpu=NEW_CPU).judge(LSTM, Choice.of(fmt))
+    assert verdict.legal is (fmt is Format.INT8_DYNAMIC)
+    assert verdict.legal or "LSTM" in verdict.reason
+
+
+@pytest.mark.parametrize("fmt", INTEGER_FORMATS)
+def test_an_embedding_is_weight_only_or_float(fmt: Format) -> None:
+    verdict = OnnxRuntimeTarget(cpu=NEW_CPU).judge(EMBEDDING, Choice.of(fmt))
+    assert verdict.legal is fmt.is_weight_only
+    assert verdict.legal or "no kernel for Gather" in verdict.reason
+
+
+def test_4_bit_embeddings_of_odd_width_are_refused() -> None:
+    target = OnnxRuntimeTarget(cpu=NEW_CPU)
+    odd = Layer("embedding", "Gather", (100, 33), channel_axis=0)
+    verdict = target.judge(odd, Choice.of("int4_weight"))
+    assert not verdict.legal
+    assert "odd" in verdict.reason
+    assert target.judge(odd, Choice.of("int8_weight")).native
+
+
+def test_an_old_cpu_takes_an_lstm_at_7_bits() -> None:
+    target = OnnxRuntimeTarget(cpu=OLD_CPU)
+    assert not target.judge(LSTM, Choice.of("int8_dynamic")).legal
+    assert target.judge(LSTM, Choice.of("int8_dynamic", weight_bits=7)).legal
 
 
 def test_a_grouped_transposed_convolution_has_no_scales_per_channel() -> None:

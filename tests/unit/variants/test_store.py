@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
+import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 from autoq.core.choices import FLOAT, Choice
 from autoq.core.layers import Layer
 from autoq.variants import store as store_module
+from autoq.variants.build import LayerBuilder
 from autoq.variants.store import VariantStore
-from autoq.variants.variant import Variant, WeightChoice, build_variant
+from autoq.variants.variant import Variant, WeightChoice
 
 LAYERS = [Layer(f"layer{index}", "Gemm", (16, 24), channel_axis=0) for index in range(4)]
+TIGHT_BYTES = 4000  # less than all variants take
 CHOICES = [
     WeightChoice.of(choice)
     for choice in (
@@ -32,24 +36,40 @@ def draw_weights() -> dict[str, npt.NDArray[np.float32]]:
     return {layer.name: rng.standard_normal(layer.weight_shape).astype(np.float32) for layer in LAYERS}
 
 
-def open_store(folder: Path) -> VariantStore:
-    return VariantStore(folder, LAYERS, draw_weights())
+def open_store(folder: Path, limit_bytes: int = 1 << 30) -> VariantStore:
+    return VariantStore(folder, builders(LAYERS, draw_weights()), limit_bytes=limit_bytes)
+
+
+def builders(
+    layers: Iterable[Layer], weights: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, LayerBuilder]:
+    return {layer.name: LayerBuilder(layer, weights[layer.name]) for layer in layers}
+
+
+def build_variant(layer: Layer, choice: WeightChoice) -> Variant:
+    """What a store must return, without one."""
+    [variant] = LayerBuilder(layer, draw_weights()[layer.name]).build([choice])
+    return variant
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def fill(folder: Path) -> None:
-    store = open_store(folder)
+def fill(folder: Path, limit_bytes: int = 1 << 30) -> None:
+    store = open_store(folder, limit_bytes)
     for choice in CHOICES:
-        store.get_all({layer.name: choice for layer in LAYERS})
+        found = store.get_all({layer.name: choice for layer in LAYERS})
+        for layer in LAYERS:
+            assert_same(found[layer.name], build_variant(layer, choice))
 
 
 def assert_same(left: Variant, right: Variant) -> None:
     assert left.weights.tobytes() == right.weights.tobytes()
     assert left.scales.tobytes() == right.scales.tobytes()
+    assert left.correction.tobytes() == right.correction.tobytes()
     assert left.bundle_bytes == right.bundle_bytes
+    assert (left.error, left.relative_error) == (right.error, right.relative_error)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -60,14 +80,14 @@ def test_built_remembered_and_read_variants_are_the_same(choice: WeightChoice, t
     read = open_store(tmp_path).get("layer1", choice)
     assert read is not built
     assert_same(read, built)
-    assert_same(built, build_variant(LAYERS[1], draw_weights()["layer1"], choice))
+    assert_same(built, build_variant(LAYERS[1], choice))
 
 
 def test_get_all_returns_each_layer_its_own(tmp_path: Path) -> None:
     wanted = {layer.name: CHOICES[index] for index, layer in enumerate(LAYERS)}
     found = open_store(tmp_path).get_all(wanted)
     for layer in LAYERS:
-        assert_same(found[layer.name], build_variant(layer, draw_weights()[layer.name], wanted[layer.name]))
+        assert_same(found[layer.name], build_variant(layer, wanted[layer.name]))
 
 
 def test_the_same_key_is_the_same_file_in_any_store(tmp_path: Path) -> None:
@@ -80,14 +100,14 @@ def test_equal_weights_share_one_file(tmp_path: Path) -> None:
     weights: Mapping[str, npt.NDArray[np.float32]] = dict.fromkeys(
         (layer.name for layer in LAYERS), draw_weights()["layer0"]
     )
-    VariantStore(tmp_path, LAYERS, weights).get_all({layer.name: CHOICES[1] for layer in LAYERS})
+    VariantStore(tmp_path, builders(LAYERS, weights)).get_all({layer.name: CHOICES[1] for layer in LAYERS})
     assert len(files(tmp_path)) == 1
 
 
 def test_weights_that_differ_in_the_axis_of_their_channels_share_nothing(tmp_path: Path) -> None:
     square = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     layers = [Layer("rows", "Gemm", (8, 8), channel_axis=0), Layer("columns", "MatMul", (8, 8), 1)]
-    store = VariantStore(tmp_path, layers, {"rows": square, "columns": square})
+    store = VariantStore(tmp_path, builders(layers, {"rows": square, "columns": square}))
     rows, columns = store.get("rows", CHOICES[1]), store.get("columns", CHOICES[1])
     assert rows.scales.tobytes() != columns.scales.tobytes()
 
@@ -127,6 +147,51 @@ def test_two_processes_may_fill_one_folder_at_once(tmp_path: Path) -> None:
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
 
 
+def test_two_processes_with_too_little_disk_still_get_every_variant(tmp_path: Path) -> None:
+    command = [sys.executable, __file__, str(tmp_path / "shared"), str(TIGHT_BYTES)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    fill(tmp_path / "alone")
+    whole = files(tmp_path / "alone")
+    left = files(tmp_path / "shared")
+    assert left.items() <= whole.items()
+    assert 0 < len(left) < len(whole)
+
+
+def test_no_variant_of_one_call_makes_room_for_another(tmp_path: Path) -> None:
+    open_store(tmp_path, limit_bytes=1).get_all({layer.name: CHOICES[1] for layer in LAYERS})
+    assert len(files(tmp_path)) == len(LAYERS)
+
+
+def test_a_variant_that_another_process_removed_is_built_again(tmp_path: Path) -> None:
+    store, other = open_store(tmp_path), open_store(tmp_path)
+    whole = store.get("layer0", CHOICES[1])
+    store.build_all([("layer0", CHOICES[1])])
+    for path in tmp_path.rglob("*.safetensors"):
+        path.unlink()
+    assert_same(other.get("layer0", CHOICES[1]), whole)
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_full_disk_is_said_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, __file__, str(tmp_path), "full"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("variants are not kept on disk") == 1
+    assert files(tmp_path) == {}
+
+
+def fill_a_full_disk(folder: Path) -> None:
+    """Build variants where no file may become longer than a few bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    logging.basicConfig()
+    store = open_store(folder)
+    for choice in CHOICES:
+        for layer, variant in store.get_all({layer.name: choice for layer in LAYERS}).items():
+            assert_same(variant, build_variant(LAYERS[int(layer[-1])], choice))
+    assert store.build_all([("layer0", choice) for choice in CHOICES]) == len(CHOICES)
+
+
 def test_memory_keeps_the_most_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path)
     size = store.get("layer0", CHOICES[0]).nbytes
@@ -150,4 +215,8 @@ def test_a_candidate_larger_than_the_memory_still_gets_all_its_variants(
 
 
 if __name__ == "__main__":  # one of the two processes of a test above
-    fill(Path(sys.argv[1]))
+    target, limit = Path(sys.argv[1]), sys.argv[2:]
+    if limit == ["full"]:
+        fill_a_full_disk(target)
+    else:
+        fill(target, *map(int, limit))

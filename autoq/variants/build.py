@@ -1,0 +1,113 @@
+"""Build the variants of one layer from its weights and what is known of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.calibration.moments import Moments
+from autoq.core.digests import digest_arrays, digest_json
+from autoq.core.errors import InfrastructureError
+from autoq.core.layers import Layer
+from autoq.variants.bundle_size import packed_float_bytes, packed_grid_bytes
+from autoq.variants.by_moments import Compressed, MomentCompressor
+from autoq.variants.local_error import bias_correction, corrected_error, lookup_energy, row_errors
+from autoq.variants.plain import compress_plainly, restore
+from autoq.variants.rows import to_rows
+from autoq.variants.variant import Variant, WeightChoice, variant_key
+
+Float = npt.NDArray[np.float32]
+
+
+class LayerBuilder:
+    """Builds variants of one layer; what they share is computed once."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        weight: Float,
+        load_moments: Callable[[], Moments | None] = lambda: None,
+        moments_digest: str = "",
+    ) -> None:
+        """Remember where things come from; nothing is read yet.
+
+        Args:
+            layer: The layer.
+            weight: Its float weights.
+            load_moments: Reads the second moments of its inputs, or says that there are none.
+            moments_digest: What they are known by; empty for none.
+        """
+        self.layer = layer
+        self._weight = weight
+        self._load_moments = load_moments
+        self._moments_digest = moments_digest
+
+    def key(self, choice: WeightChoice) -> str:
+        """Content address of a variant."""
+        return variant_key(self._weight_digest, self._moments_digest, choice)
+
+    def build(self, choices: Sequence[WeightChoice]) -> list[Variant]:
+        """Build several variants; second-order ones share one factorisation and one pass over columns.
+
+        The same weights, moments and choice give the same weights, but for ties that another order of
+        summation may break: recipes carry what does not follow from the float weights alone.
+
+        Raises:
+            InfrastructureError: The moments are gone from the disk.
+        """
+        moments = self._load_moments() if self._moments_digest else None
+        if self._moments_digest and moments is None:
+            raise InfrastructureError(
+                f"the second moments of layer {self.layer.name!r} are damaged",
+                hint="delete the cache folder of the home",
+            )
+        demanding = [choice for choice in choices if not choice.is_plain]
+        found: dict[WeightChoice, Compressed] = {}
+        if moments is not None and demanding and self.layer.has_moments:
+            found = MomentCompressor(self.layer, self._weight, moments).compress(demanding)
+        for choice in choices:
+            if choice not in found:
+                found[choice] = compress_plainly(self.layer, self._weight, choice)
+        assess = _Assessor(self.layer, self._weight, moments)
+        return [assess(choice, *found[choice]) for choice in choices]
+
+    @cached_property
+    def _weight_digest(self) -> str:
+        layer = self.layer
+        geometry = [layer.op, layer.channel_axis, layer.group]
+        return digest_json([geometry, digest_arrays({"weight": self._weight})])
+
+
+class _Assessor:
+    """Adds to compressed weights what they cost: bias correction, local error, bytes."""
+
+    def __init__(self, layer: Layer, weight: Float, moments: Moments | None) -> None:
+        self._layer, self._weight, self._moments = layer, weight, moments
+        self._rows = to_rows(weight, layer) if moments is not None else None
+        self._blocks = moments.merged() if moments is not None else ()
+
+    @cached_property
+    def _energy(self) -> float:
+        if self._moments is None or self._rows is None:
+            return 0.0
+        if self._layer.op == "Gather":
+            return lookup_energy(self._weight, self._moments.mean[:, 0])
+        return float(row_errors(self._rows, self._blocks).sum())
+
+    def __call__(self, choice: WeightChoice, weights: npt.NDArray[Any], scales: Float) -> Variant:
+        correction, error = np.zeros(0, np.float32), 0.0
+        if self._moments is not None and self._rows is not None and not choice.is_untouched:
+            restored = restore(self._layer, weights, scales, choice)
+            if self._layer.op == "Gather":  # it has no bias to correct
+                error = lookup_energy(restored - self._weight, self._moments.mean[:, 0])
+            else:
+                rows, mean = to_rows(restored, self._layer), self._moments.mean
+                correction = bias_correction(self._rows, rows, mean)
+                error = corrected_error(self._rows, rows, self._blocks, mean)
+        packed = packed_float_bytes(weights) if choice.is_float else packed_grid_bytes(weights)
+        n_bytes = packed + packed_float_bytes(scales) + correction.nbytes
+        return Variant(weights, scales, correction, n_bytes, error, self._energy)

@@ -1,0 +1,128 @@
+"""What second-order methods gain: divergence from the float model, and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from case import Case, kl, top1_drop
+
+from autoq.core.choices import AS_IT_IS, Choice, Precision, Rewrites
+from autoq.evaluation.clock import machine_clock
+from autoq.evaluation.timing import Effort, measure_latency
+
+GLYPHS = ("resnet18", "mobilenetv2")
+EFFORT = Effort(seconds=6.0, half_width=0.01)
+SMOOTH = Rewrites(smooth_alpha=0.6)
+
+
+def rounding(bench: Path, home: Path) -> dict[str, Any]:
+    """4 and 3 bits on all layers but first and last, activations in u8."""
+    ways = {
+        "nearest": {"rounding": "nearest"},
+        "gptq": {"rounding": "gptq"},
+        "adaround": {"rounding": "adaround"},
+    }
+    rows = []
+    for name in GLYPHS:
+        case = Case.open(bench, name, home)
+        for bits in (4, 3):
+            for way, fields in ways.items():
+                choice = Choice.of("int8", weight_bits=bits, calibration="mse", **fields)
+                rows.append({"model": name, "bits": bits, "way": way, **_scored(case, _inner(case, choice))})
+                print(_line(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def sparsity(bench: Path, home: Path) -> dict[str, Any]:
+    """Half of the weights zero and 4 bits for the rest, on all layers but first and last."""
+    ways = {
+        "magnitude + nearest": {"rounding": "nearest", "pruning": "magnitude"},
+        "magnitude + gptq": {"rounding": "gptq", "pruning": "magnitude"},
+        "sparsegpt": {"rounding": "gptq", "pruning": "sparsegpt"},
+        "sparsegpt 2:4": {"rounding": "gptq", "pruning": "sparsegpt", "pattern": "2:4"},
+    }
+    rows = []
+    for name in GLYPHS:
+        case = Case.open(bench, name, home)
+        for way, fields in ways.items():
+            choice = Choice.of("int8", weight_bits=4, calibration="mse", sparsity=0.5, **fields)
+            rows.append({"model": name, "way": way, **_scored(case, _inner(case, choice))})
+            print(_line(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def transformer(bench: Path, home: Path) -> dict[str, Any]:
+    """MiniLM: static int8 on every MatMul with and without SmoothQuant, and a mix of three formats."""
+    space = {
+        "version": 1,
+        "layers": {"*": {"format": ["fp32", "int8"]}},
+        "rewrites": {"smooth": ["off", SMOOTH.smooth_alpha]},
+    }
+    case = Case.open(bench, "minilm", home, space=space)
+    matmuls = [layer.name for layer in case.ready.model.summary.layers if layer.is_matmul]
+    plain, clipped = (
+        dict.fromkeys(matmuls, Choice.of("int8", calibration=method, rounding="gptq"))
+        for method in ("minmax", "mse")
+    )
+    candidates = {
+        "static, minmax": (plain, AS_IT_IS),
+        "static, mse": (clipped, AS_IT_IS),
+        "static, mse, SmoothQuant": (clipped, SMOOTH),
+        "mixed by hand": (mixed(matmuls), SMOOTH),
+    }
+    rows = []
+    for way, (choices, rewrites) in candidates.items():
+        candidate = case.candidate(choices, graph=Precision.FLOAT, rewrites=rewrites)
+        with machine_clock():
+            session = case.open_session(candidate)
+            floats = case.ready.target.open(case.ready.model.artifact)
+            agreement = case.agreement(session)
+            ratio = measure_latency(session, floats, case.workbench.data.timing_feeds, EFFORT, seed=0)
+        speed = ratio.log_ratio.exp()
+        rows.append(
+            {"way": way, "agreement": agreement, "speedup": 1 / speed.value,
+             "speedup_ci": [1 / speed.high, 1 / speed.low]}
+        )  # fmt: skip
+        print(f"  {way}: {agreement:.4f} at {1 / speed.value:.2f}x", flush=True)
+    return {"rows": rows}
+
+
+def mixed(matmuls: list[str]) -> dict[str, Choice]:
+    """Static where inputs are tame, dynamic where they are not, blocks of weights where neither will do."""
+    static = Choice.of("int8", calibration="mse", rounding="gptq")
+    dynamic = Choice.of("int8_dynamic", rounding="gptq")
+    blocks = Choice.of("int8_weight", granularity="block128", rounding="gptq")
+    choices = {}
+    for name in matmuls:
+        if "intermediate" in name or name.endswith(("query", "key")):
+            choices[name] = static
+        elif "value" in name or "attention.output" in name:
+            choices[name] = dynamic
+        else:
+            choices[name] = blocks
+    return choices
+
+
+def _inner(case: Case, choice: Choice) -> dict[str, Choice]:
+    """The choice on all layers but first and last, which get plain 8 bits."""
+    plain = Choice.of("int8", calibration="mse")
+    first, *inner, last = case.layers
+    return {first: plain, **dict.fromkeys(inner, choice), last: plain}
+
+
+def _scored(case: Case, choices: Mapping[str, Choice]) -> dict[str, Any]:
+    session = case.open_session(case.candidate(choices, graph=Precision.INT8))
+    outputs = case.outputs(session)
+    session.close()
+    return {"kl": float(kl(case.float_outputs, outputs).mean()), **top1_drop(case, outputs)}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    low, high = row["drop_ci"]
+    bits = f"{row['bits']} bits " if "bits" in row else ""
+    return (
+        f"  {row['model']} {bits}{row['way']}: KL {row['kl']:.5f}, top-1 {row['accuracy']:.4f}, "
+        f"drop {row['drop']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )

@@ -34,6 +34,9 @@ from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.targets.profile import latency_shares
 from autoq.variants.variant import WeightChoice
 
+# A millionth of noise: no model minds it, so no layer is less sensitive for having still less.
+_CLEAR_DB = 60.0
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -135,22 +138,23 @@ class Sensitivity:
 
     @cached_property
     def _means_db(self) -> dict[Column, float]:
-        """Mean ratio of each column over the layers where it is known and finite."""
-        known = {column: [self.sqnr_db(layer, column) for layer in self.errors] for column in self.columns}
-        finite = {
-            column: [ratio for ratio in ratios if ratio is not None and ratio < math.inf]
-            for column, ratios in known.items()
-        }
-        return {column: sum(ratios) / max(len(ratios), 1) for column, ratios in finite.items()}
+        """Mean ratio of each column over the layers where it is known."""
+        known = {column: [self._clear_db(layer, column) for layer in self.errors] for column in self.columns}
+        ratios = {column: [ratio for ratio in of if ratio is not None] for column, of in known.items()}
+        return {column: sum(of) / max(len(of), 1) for column, of in ratios.items()}
 
     def _lead_db(self, layer: str) -> float:
         """Mean distance of a layer's ratios from those of all layers in the same columns."""
         leads = [
             ratio - self._means_db[column]
             for column in self.columns
-            if (ratio := self.sqnr_db(layer, column)) is not None
+            if (ratio := self._clear_db(layer, column)) is not None
         ]
         return sum(leads) / len(leads) if leads else math.inf
+
+    def _clear_db(self, layer: str, column: Column) -> float | None:
+        ratio = self.sqnr_db(layer, column)
+        return None if ratio is None else min(ratio, _CLEAR_DB)
 
 
 def inspect_model(path: Path) -> Inspection:

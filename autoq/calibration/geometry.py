@@ -319,18 +319,6 @@ def lstm_vectors(x: Floats, y: Floats, direction: str, initial_h: Floats | None 
     return stacked.reshape(dirs, batch * seq, stacked.shape[-1])
 
 
-def lstm_moments(
-    x: Floats, y: Floats, direction: str, initial_h: Floats | None = None
-) -> npt.NDArray[np.float64]:
-    """Return E[vvᵀ] of v = [x_t, h_(t-1)], shape (dirs, input + hidden, input + hidden).
-
-    The arguments are those of `lstm_vectors`. No step gives zeros.
-    """
-    vectors = lstm_vectors(x, y, direction, initial_h).astype(np.float64)
-    moments: npt.NDArray[np.float64] = vectors.transpose(0, 2, 1) @ vectors / max(vectors.shape[1], 1)
-    return moments
-
-
 def gather_counts(indices: npt.NDArray[np.integer[Any]], n_rows: int) -> npt.NDArray[np.int64]:
     """Count how often each row of a table is read, shape (n_rows,); negative indices count from its end.
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.digests import digest_json
 
-ALGORITHM_VERSION = 2  # part of every cache key; raise it when a stored figure changes its meaning
+ALGORITHM_VERSION = 3  # part of every cache key; raise it when a stored figure changes its meaning
 
 
 @dataclass(frozen=True)

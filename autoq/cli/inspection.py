@@ -103,9 +103,9 @@ def _draw(inspection: Inspection, estimated: Sensitivity, plot: Path) -> None:
 
     try:
         plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_sensitivity(sensitivity.build_map(inspection, estimated), plot)
     except OSError as error:
-        raise StoreError(f"{plot.parent}: cannot create the folder: {error.strerror}") from error
-    plot_sensitivity(sensitivity.build_map(inspection, estimated), plot)
+        raise StoreError(f"{plot}: cannot write the plot: {error.strerror}") from error
 
 
 def _content(found: _Found) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Layer:
 
     @property
     def has_moments(self) -> bool:
-        """Whether second moments of its inputs are collected, which second-order methods need."""
+        """Whether second-order methods may be used: its outputs are sums over its inputs."""
         return self.is_matmul or self.op in ("Conv", "ConvTranspose")
 
     @property

@@ -23,7 +23,7 @@ from autoq.targets.cpu import Cpu, this_cpu
 _NATIVE = Verdict(legal=True)
 # Formats that end in u8 x s8 kernels: s8 activations are rewritten to u8 at load.
 _U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_DYNAMIC)
-_REJECTIONS = (
+REJECTIONS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,
@@ -50,7 +50,7 @@ class OnnxRuntimeSession:
         assert self._session is not None, "the session is closed"
         try:
             values = self._session.run(None, dict(feed))
-        except _REJECTIONS as error:
+        except REJECTIONS as error:
             raise RuntimeRejectedModel(f"ONNX Runtime cannot run the model: {_one_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
@@ -157,7 +157,7 @@ class OnnxRuntimeTarget:
         source = model.content if model.content is not None else str(model.path)
         try:
             return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except _REJECTIONS as error:
+        except REJECTIONS as error:
             kind = " (not an ONNX model)" if isinstance(error, ort_state.InvalidProtobuf) else ""
             raise RuntimeRejectedModel(f"ONNX Runtime refused the model{kind}: {_one_line(error)}") from error
 

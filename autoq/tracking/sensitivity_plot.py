@@ -181,7 +181,7 @@ def _draw_scale(figure: Figure, image: Any, place: _Places) -> None:
         image, cax=figure.add_axes(place.scale), orientation="horizontal", extend="both", extendfrac=0.03
     )
     bar.set_label(
-        "SQNR of the layer's output (dB): dark loses much, 20 dB is 1 % noise; hatched: no estimate",
+        "SQNR of the layer's output (dB): 20 dB is 1 % noise; white: not offered; hatched: no estimate",
         fontsize=7.5,
         color=_INK,
         loc="left",

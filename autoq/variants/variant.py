@@ -68,6 +68,7 @@ class Variant:
     of shape (output channels, padded inputs). `scales` has shape () per tensor, (channels,) per
     channel, (channels, blocks) for blocks, and (0,) for floats; an LSTM's are those of `round_parts`.
     `correction` is added to the bias, (output channels,), or (0,) where nothing is known of the inputs.
+    An embedding has no bias, so no correction, and its error is the uncorrected one.
     """
 
     weights: npt.NDArray[Any]

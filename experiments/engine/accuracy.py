@@ -19,25 +19,22 @@ SMOOTH = Rewrites(smooth_alpha=0.6)
 
 def rounding(bench: Path, home: Path) -> dict[str, Any]:
     """4 and 3 bits on all layers but first and last, activations in u8."""
-    ways = {
-        "nearest": {"rounding": "nearest"},
-        "gptq": {"rounding": "gptq"},
-        "adaround": {"rounding": "adaround"},
-    }
     rows = []
     for name in GLYPHS:
         case = Case.open(bench, name, home)
         for bits in (4, 3):
-            for way, fields in ways.items():
-                choice = Choice.of("int8", weight_bits=bits, calibration="mse", **fields)
-                rows.append({"model": name, "bits": bits, "way": way, **_scored(case, _inner(case, choice))})
+            for way in ("nearest, biases as they are", "nearest", "gptq", "adaround"):
+                choice = Choice.of("int8", weight_bits=bits, calibration="mse", rounding=way.split(",")[0])
+                scored = _scored(case, _inner(case, choice), corrected="as they are" not in way)
+                rows.append({"model": name, "bits": bits, "way": way, **scored})
                 print(_line(rows[-1]), flush=True)
-    return {"rows": rows}
+    return {"rows": rows, "bars": _halved(rows, "gptq", "nearest, biases as they are")}
 
 
 def sparsity(bench: Path, home: Path) -> dict[str, Any]:
     """Half of the weights zero and 4 bits for the rest, on all layers but first and last."""
     ways = {
+        "magnitude + nearest, biases as they are": {"rounding": "nearest", "pruning": "magnitude"},
         "magnitude + nearest": {"rounding": "nearest", "pruning": "magnitude"},
         "magnitude + gptq": {"rounding": "gptq", "pruning": "magnitude"},
         "sparsegpt": {"rounding": "gptq", "pruning": "sparsegpt"},
@@ -48,9 +45,23 @@ def sparsity(bench: Path, home: Path) -> dict[str, Any]:
         case = Case.open(bench, name, home)
         for way, fields in ways.items():
             choice = Choice.of("int8", weight_bits=4, calibration="mse", sparsity=0.5, **fields)
-            rows.append({"model": name, "way": way, **_scored(case, _inner(case, choice))})
+            scored = _scored(case, _inner(case, choice), corrected="as they are" not in way)
+            rows.append({"model": name, "way": way, **scored})
             print(_line(rows[-1]), flush=True)
-    return {"rows": rows}
+    return {"rows": rows, "bars": _halved(rows, "sparsegpt", "magnitude + nearest, biases as they are")}
+
+
+def _halved(rows: list[dict[str, Any]], better: str, worse: str) -> list[dict[str, Any]]:
+    """Hold one way's divergence against half of another's, model by model and bits by bits."""
+    bars = []
+    for row in rows:
+        if row["way"] == better:
+            same = [r for r in rows if r["model"] == row["model"] and r.get("bits") == row.get("bits")]
+            other = next(r["kl"] for r in same if r["way"] == worse)
+            bars.append({"model": row["model"], "bits": row.get("bits", 4), "share": row["kl"] / other})
+            bars[-1]["met"] = bars[-1]["share"] <= 0.5
+            print(f"  {bars[-1]}", flush=True)
+    return bars
 
 
 def transformer(bench: Path, home: Path) -> dict[str, Any]:
@@ -112,8 +123,9 @@ def _inner(case: Case, choice: Choice) -> dict[str, Choice]:
     return {first: plain, **dict.fromkeys(inner, choice), last: plain}
 
 
-def _scored(case: Case, choices: Mapping[str, Choice]) -> dict[str, Any]:
-    session = case.open_session(case.candidate(choices, graph=Precision.INT8))
+def _scored(case: Case, choices: Mapping[str, Choice], *, corrected: bool) -> dict[str, Any]:
+    candidate = case.candidate(choices, graph=Precision.INT8)
+    session = case.open_session(candidate) if corrected else case.open_uncorrected(candidate)
     outputs = case.outputs(session)
     session.close()
     return {"kl": float(kl(case.float_outputs, outputs).mean()), **top1_drop(case, outputs)}

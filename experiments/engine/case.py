@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoq.assembly.assemble import Stitchers
+from autoq.assembly.assemble import Stitchers, build_model
 from autoq.calibrating import SourceKeys, open_stitchers
-from autoq.core.choices import FLOAT, Candidate, Choice, Precision, Rewrites
+from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Precision, Rewrites
 from autoq.evaluation.accuracy import SplitScorer
 from autoq.evaluation.batches import run_split
 from autoq.evaluation.ports import Session
 from autoq.evaluation.statistics import mean_drop_estimate
 from autoq.exporting import Silent
+from autoq.graph.blocks import find_blocks
 from autoq.home import Home
 from autoq.preparation import Preparation, prepare, prepare_sources, workbench_factory
 from autoq.spec.loading import load_spec
@@ -65,6 +66,17 @@ class Case:
     def open_session(self, candidate: Candidate) -> Session:
         """Assemble and load."""
         return self.ready.target.open(self.stitchers.assemble(candidate).artifact)
+
+    def open_uncorrected(self, candidate: Candidate) -> Session:
+        """Assemble and load without the bias corrections, which no search does."""
+        stitcher, model = self.stitchers.of(AS_IT_IS), self.ready.model
+        nothing = np.zeros(0, np.float32)
+        variants = {
+            name: replace(variant, correction=nothing)
+            for name, variant in stitcher.variants(candidate).items()
+        }
+        blocks = find_blocks(model.graph)
+        return self.ready.target.open(build_model(model, blocks, stitcher.plan(candidate), variants))
 
     def outputs(self, session: Session) -> Floats:
         """Run the search split; (examples, ...) of the scored output."""

@@ -257,6 +257,15 @@ def test_a_plot_that_cannot_be_written_is_refused_before_any_work(
     assert not (tmp_path / "home").exists()
 
 
+def test_a_plot_over_a_folder_is_the_users_error(inspected: Inspected) -> None:
+    plot = inspected.home / "folder.png"
+    plot.mkdir()
+    result = inspect(inspected.spec, "--sensitivity", "--plot", plot, "--home", inspected.home)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("autoq: error: ")
+    assert "folder.png: cannot write the plot" in result.stderr
+
+
 def test_a_plot_without_sensitivity_is_refused(tmp_path: Path) -> None:
     result = inspect(write_case(tmp_path), "--plot", tmp_path / "map.png")
     assert_one_clear_line(result, "--plot draws local errors: give --sensitivity as well")

@@ -128,6 +128,19 @@ def test_layers_are_compared_within_columns_so_that_few_bits_make_no_layer_sensi
     assert uneven.most_sensitive_first() == ["fragile, only 8 bits", "both", "robust, only 4 bits"]
 
 
+def test_noise_that_no_model_minds_does_not_order_layers() -> None:
+    halves = Sensitivity(
+        "demo",
+        1,
+        AS_IT_IS,
+        {
+            "conv": (noise("fp16", 16, 1e-8), noise(MSE, 8, 1e-4)),
+            "fc": (noise("fp16", 16, 0.0), noise(MSE, 8, 1e-3)),
+        },
+    )
+    assert halves.most_sensitive_first() == ["fc", "conv"]
+
+
 def test_the_table_has_parameters_shares_and_ratios_of_every_layer(inspection: Inspection) -> None:
     lines = printed(inspection, made())
     assert row_of(lines, "fc") == ["fc", "Gemm", "32", "5.0%", "10.0", "20.0", "3.0"]

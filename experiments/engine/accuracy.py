@@ -101,19 +101,13 @@ def transformer(bench: Path, home: Path) -> dict[str, Any]:
 
 
 def mixed(matmuls: list[str]) -> dict[str, Choice]:
-    """Static where inputs are tame, dynamic where they are not, blocks of weights where neither will do."""
-    static = Choice.of("int8", calibration="mse", rounding="gptq")
-    dynamic = Choice.of("int8_dynamic", rounding="gptq")
-    blocks = Choice.of("int8_weight", granularity="block128", rounding="gptq")
-    choices = {}
-    for name in matmuls:
-        if "intermediate" in name or name.endswith(("query", "key")):
-            choices[name] = static
-        elif "value" in name or "attention.output" in name:
-            choices[name] = dynamic
-        else:
-            choices[name] = blocks
-    return choices
+    """Attention in dynamic int8, the feed-forward's way in static and its way out in blocks of weights."""
+    formats = {
+        "intermediate": Choice.of("int8", calibration="mse", rounding="gptq"),
+        "attention": Choice.of("int8_dynamic", rounding="gptq"),
+        "": Choice.of("int8_weight", granularity="block128", rounding="gptq"),
+    }
+    return {name: next(one for part, one in formats.items() if part in name) for name in matmuls}
 
 
 def _inner(case: Case, choice: Choice) -> dict[str, Choice]:

@@ -137,10 +137,9 @@ class _FirstTrial(Silent):
 def _search_again(bench: Path, name: str, folder: Path) -> dict[str, Any]:
     """Start a search of a model that the home knows, under another name; stop it after its first trial.
 
-    The process is new, as a command's is: what is imported on the way counts, and so does the baseline,
-    which every search measures for itself.
+    The process is new, as a command's is: what is imported on the way counts.
     """
-    spec = load_spec(bench / f"{name}.yaml", {"name": f"{name}-again"})
+    spec = load_spec(bench / f"{name}.yaml", {"name": f"{name}-again", **_overrides()})
     app, listener = App(folder), _FirstTrial()
     start = time.perf_counter()
     app.search(spec, listener, should_stop=lambda: listener.started is not None)

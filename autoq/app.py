@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -171,17 +171,16 @@ class App:
     ) -> Outcome:
         spec = ready.spec
         tracker = self._tracker(listener)
-        # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
-        preparing = threading.Thread(target=tracker.prepare, daemon=True)
-        preparing.start()
-        sources = prepare_sources(ready, self.home, listener)
-        prepare_variants(ready, sources, self.home, listener)
-        baseline = known.baseline if known else self._recent_baseline(ready, listener)
-        with open_runner(ready, sources, self.home, baseline) as runner:
-            record = (
-                self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
-            )
-            preparing.join()
+        with ExitStack() as stack:
+            # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
+            with _meanwhile(tracker.prepare):
+                sources = prepare_sources(ready, self.home, listener)
+                prepare_variants(ready, sources, self.home, listener)
+                baseline = known.baseline if known else self._recent_baseline(ready, listener)
+                runner = stack.enter_context(open_runner(ready, sources, self.home, baseline))
+                record = (
+                    self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
+                )
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             tracker.start_search(record)
             hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
@@ -408,6 +407,17 @@ def versions() -> dict[str, str]:
     names = ("autoq", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "optuna", "mlflow", "sqlalchemy",
              "torch", "numpy")  # fmt: skip
     return {name: version(name) for name in names}
+
+
+@contextmanager
+def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread beside the block; it has ended when the block has, however that ends."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _is_same_measure(record: SearchRecord, ready: Preparation) -> bool:

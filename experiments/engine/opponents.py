@@ -104,6 +104,21 @@ def _measure(folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "size_bytes": sizes}
 
 
+def ready_made_static(model: Path, out: Path, calibration: Split) -> ModelArtifact:
+    """Let `quantize_static` make every MatMul of a model int8, per channel, by min-max."""
+    quantize_static(
+        str(model),
+        str(out),
+        _Reader(calibration),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["MatMul"],
+    )
+    return ModelArtifact(path=out)
+
+
 def _turns() -> Iterator[str]:
     """Name whose turn it is: every contender in every round, as often as its repeats go."""
     for index in range(N_ROUNDS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from autoq.search.anchors import Anchor
 from autoq.search.ports import SearchListener
 from autoq.search.space import SearchSpace
 from autoq.variants.build import LayerBuilder
-from autoq.variants.store import VariantStore
+from autoq.variants.store import VARIANT_MEMORY_BYTES, VariantStore
 from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
@@ -131,7 +131,7 @@ def save_model(model: FloatModel, home: Home) -> Path:
     path = home.model(model.summary.digest)
     if not all(file.exists() for file in model.artifact.at(path).files):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         model.artifact.save(temporary)
         temporary.replace(path)
     return path
@@ -152,9 +152,12 @@ def load_source(home: Home, keys: SourceKeys) -> tuple[FloatModel, Statistics]:
     raise InfrastructureError("the cache of the home is damaged", hint="delete its cache folder")
 
 
-def open_variants(home: Home, model: FloatModel, statistics_key: str) -> VariantStore:
+def open_variants(
+    home: Home, model: FloatModel, statistics_key: str, *, memory_bytes: int = VARIANT_MEMORY_BYTES
+) -> VariantStore:
     """Open the variant store for the layers of a model, calibrated under a key."""
-    return VariantStore(home.variants, layer_builders(home, model, statistics_key))
+    builders = layer_builders(home, model, statistics_key)
+    return VariantStore(home.variants, builders, memory_bytes=memory_bytes)
 
 
 def layer_builders(home: Home, model: FloatModel, statistics_key: str) -> dict[str, LayerBuilder]:
@@ -170,22 +173,31 @@ def layer_builders(home: Home, model: FloatModel, statistics_key: str) -> dict[s
 
 
 def build_stitcher(
-    home: Home, model: FloatModel, statistics: Statistics, key: str, target: Target
+    home: Home,
+    source: tuple[FloatModel, Statistics, str],
+    target: Target,
+    *,
+    memory_bytes: int = VARIANT_MEMORY_BYTES,
 ) -> Stitcher:
-    """Wire what builds candidates from one float model."""
+    """Wire what builds candidates from one float model, its statistics and the key of these."""
+    model, statistics, key = source
 
     def is_native(layer: Layer, choice: Choice) -> bool:
         return target.judge(layer, choice).native
 
-    return Stitcher(model, statistics, open_variants(home, model, key), is_native)
+    return Stitcher(model, statistics, open_variants(home, model, key, memory_bytes=memory_bytes), is_native)
 
 
 def open_stitchers(home: Home, sources: Mapping[Rewrites, SourceKeys], target: Target) -> Stitchers:
-    """Wire the assembler of all candidates; a source is read when the first candidate needs it."""
+    """Wire the assembler of all candidates; a source is read when the first candidate needs it.
+
+    All of them share the memory that variants are kept in.
+    """
+    share = VARIANT_MEMORY_BYTES // len(sources)
 
     def load(keys: SourceKeys) -> Stitcher:
-        model, statistics = load_source(home, keys)
-        return build_stitcher(home, model, statistics, keys.statistics_key, target)
+        source = (*load_source(home, keys), keys.statistics_key)
+        return build_stitcher(home, source, target, memory_bytes=share)
 
     return Stitchers({rewrites: partial(load, keys) for rewrites, keys in sources.items()})
 
@@ -205,8 +217,8 @@ def build_variants(
             choices = list(foreseeable(space, anchors, rewrites))
         about = "" if rewrites.changes_nothing else f" ({rewrites})"
         if sum(sizes[name] for name, _ in choices) > _PREBUILD_WEIGHTS:
-            listener.on_note(f"variants{about}: too many to build ahead, each is built when it is needed")
-            continue
+            listener.on_note(f"variants{about}: too many to build ahead, but for the anchors'")
+            choices = list(_of_anchors(anchors, rewrites))
         listener.on_phase("variants", f"{len(choices)} variants of {len(sizes)} layers{about}")
         with machine_clock():
             built = open_variants(home, source.model, source.statistics_key).build_all(choices)
@@ -232,8 +244,12 @@ def foreseeable(
                 for sparsity, methods in itertools.product(sparsities, layer.ways):
                     choice = layer.choose(label, bits=bits, sparsity=sparsity, **methods)
                     wanted[layer.name, WeightChoice.of(choice)] = None
+    wanted.update(dict.fromkeys(_of_anchors(anchors, rewrites)))
+    return iter(wanted)
+
+
+def _of_anchors(anchors: Iterable[Anchor], rewrites: Rewrites) -> Iterator[tuple[str, WeightChoice]]:
     for anchor in anchors:
         if anchor.candidate.rewrites == rewrites:
             for name, choice in anchor.candidate.choices:
-                wanted[name, WeightChoice.of(choice)] = None
-    return iter(wanted)
+                yield name, WeightChoice.of(choice)

@@ -106,7 +106,7 @@ def rebuild(home: Home, outcome: Outcome, point: Point, listener: SearchListener
     target = create_target(spec.target)
     candidate = point.trial.candidate
     model, source, statistics = _source(home, outcome, spec, candidate.rewrites, listener)
-    stitcher = build_stitcher(home, source.model, statistics, source.statistics_key, target)
+    stitcher = build_stitcher(home, (source.model, statistics, source.statistics_key), target)
     artifact = stitcher.assemble(candidate).artifact
     ingredients = Ingredients(stitcher.plan(candidate), stitcher.variants(candidate), source.vectors)
     return Rebuilt(model, artifact, build_recipe(model, ingredients, artifact), target)
@@ -126,11 +126,11 @@ def _source(
         def load(one: FloatModel) -> Statistics:
             statistics = load_statistics(home.statistics(key(one)))
             if statistics is None or not MomentStore.beside(home.statistics(key(one))).is_complete:
-                raise LookupError
+                raise _NotKept
             kept[key(one)] = statistics
             return statistics
 
-        with suppress(LookupError):
+        with suppress(_NotKept):
             source = derive(model, rewrites, load, key)
             return model, source, kept[source.statistics_key]
     heard = listener or Silent()
@@ -140,6 +140,10 @@ def _source(
     calibrator = Calibrator(home, ready.data.calibration, ready.target.environment(), heard)
     source = derive(ready.model, rewrites, calibrator, calibrator.key)
     return ready.model, source, calibrator(source.model)
+
+
+class _NotKept(Exception):
+    """The cache no longer holds what a point is rebuilt from."""
 
 
 def _kept_model(path: Path) -> FloatModel | None:

@@ -58,8 +58,12 @@ class ChoiceError:
 
     @property
     def relative(self) -> float | None:
-        """Error as a share of the output's energy; None where nothing is known of the layer's inputs."""
-        return self.error.relative if self.error.energy > 0.0 else None
+        """Error as a share of the output's energy.
+
+        None where nothing is known of the layer's inputs, or the format cannot hold its weights.
+        """
+        known = self.error.energy > 0.0 and math.isfinite(self.error.relative)
+        return self.error.relative if known else None
 
     @property
     def sqnr_db(self) -> float | None:
@@ -192,8 +196,8 @@ def estimate_sensitivity(ready: Preparation, home: Home, listener: SearchListene
     rewrites = ready.space.rewrites.usual
     source = _calibrate(ready, rewrites, home, listener)
     _build(ready, rewrites, source, home, listener)
-    model, statistics = load_source(home, SourceKeys.of(source))
-    stitcher = build_stitcher(home, model, statistics, source.statistics_key, ready.target)
+    kept = (*load_source(home, SourceKeys.of(source)), source.statistics_key)
+    stitcher = build_stitcher(home, kept, ready.target)
     offered = {layer.name: list(offered_choices(layer)) for layer in ready.space.layers}
     n_choices = sum(map(len, offered.values()))
     listener.on_phase("sensitivity", f"local errors of {n_choices} choices of {len(offered)} layers")

@@ -65,6 +65,20 @@ class Stitcher:
         """Return the compressed weights of every layer."""
         return self._variants.get_all(weight_choices(self._choices(candidate)))
 
+    def _distinct(
+        self, candidate: Candidate, variants: Mapping[str, Variant]
+    ) -> dict[tuple[str, WeightChoice], int]:
+        """Bytes of each tensor in the bundle: layers that share a weight and its treatment share its tensor.
+
+        They do not where the treatment looks at inputs, which differ.
+        """
+        distinct = {}
+        for name, choice in self._choices(candidate).items():
+            treatment = WeightChoice.of(choice)
+            shared = treatment.is_plain and not self._layers[name].is_recurrent
+            distinct[self._stored[name] if shared else name, treatment] = variants[name].bundle_bytes
+        return distinct
+
     def local_error(self, layer: str, choice: Choice) -> LocalError:
         """Estimate what a choice does to the output of a layer, without running anything."""
         variant = self._variants.get(layer, WeightChoice.of(choice))
@@ -89,12 +103,7 @@ class Stitcher:
             if changes_nothing
             else build_model(self._model, self._blocks, plan, variants)
         )
-        # Layers that share a weight and its treatment share its tensor in the bundle.
-        distinct = {
-            (self._stored[name], WeightChoice.of(choice)): variants[name].bundle_bytes
-            for name, choice in self._choices(candidate).items()
-        }
-        packed = sum(distinct.values())
+        packed = sum(self._distinct(candidate, variants).values())
         storage_only = tuple(
             name
             for name, choice in self._choices(candidate).items()

@@ -104,7 +104,7 @@ def _use_qdq(
         integers, scales = make_room_for_bias(integers, scales, bias, input_scale=float(scale), axis=axis)
     old_weight = node.inputs[1]
     assert old_weight is not None
-    grid = add_grid(model, node, f"{old_weight.name}_quantized", integers, choice.weight_bits)
+    grid = add_grid(model, node, f"{old_weight.name}_quantized", integers, choice.stored_bits)
     node.replace_input_with(1, add_dequantized(graph, node, grid, scales, zero_dtype=np.int8, axis=axis))
     drop_unused(graph, old_weight)
     if bias is None:

@@ -63,7 +63,7 @@ def _product_weights(
     if channel_axis(node) == 0:
         weight = np.ascontiguousarray(weight.T)
     name = _weight_name(node)
-    grid = add_grid(model, node, f"{name}_quantized", weight, choice.weight_bits)
+    grid = add_grid(model, node, f"{name}_quantized", weight, choice.stored_bits)
     scales = add_initializer(model.graph, f"{name}_scale", variant.scales)
     zeros = add_initializer(model.graph, f"{name}_zero_point", np.zeros(variant.scales.shape, np.int8))
     return grid, scales, zeros

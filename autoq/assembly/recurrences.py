@@ -27,7 +27,7 @@ def use_dynamic_lstm(model: ir.Model, node: ir.Node, choice: Choice, variant: Va
         old = node.inputs[index]
         assert old is not None
         transposed = np.ascontiguousarray(part.swapaxes(1, 2))
-        grids.append(add_grid(model, node, f"{old.name}_quantized", transposed, choice.weight_bits))
+        grids.append(add_grid(model, node, f"{old.name}_quantized", transposed, choice.stored_bits))
         scales = np.ascontiguousarray(variant.scales[..., place])
         zeros = np.zeros(scales.shape, np.int8)
         parameters.append(add_initializer(model.graph, f"{old.name}_scale", scales))

@@ -16,6 +16,7 @@ from autoq.calibration.geometry import (
     LayerInput,
     LookupInput,
     LstmInput,
+    WindowGeometry,
     find_layer_inputs,
     find_lookups,
     find_lstm_inputs,
@@ -170,7 +171,8 @@ class _Run:
 
     def _arrays(self, feed: Feed) -> dict[str, Array]:
         try:
-            outputs = self._session.run(self._shown, feed)
+            # Asked for nothing, the runtime returns everything.
+            outputs = self._session.run(self._shown, feed) if self._shown else []
         except _REFUSALS as error:
             raise DataError(f"the model refuses the calibration data: {_one_line(error)}") from error
         return {**self._constants, **feed, **dict(zip(self._shown, outputs, strict=True))}
@@ -314,7 +316,9 @@ def _reader(key: str, one: _Input, n_examples: int) -> _Reader | None:
 
 
 def _add_tensor(collector: MomentCollector, source: str, seen: _Seen) -> None:
-    array = seen.by_example(source)
+    # Windows are cut out of (examples, channels, ...): with examples elsewhere, nothing is known.
+    by_rows = not isinstance(collector.geometry, WindowGeometry)
+    array = seen.by_example(source) if by_rows or seen.example_axes.get(source) == 0 else None
     collector.add(array, first=seen.first, n_examples=seen.n_examples, n_real=seen.n_real)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import zlib
+import uuid
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from autoq.calibration.geometry import Floats
 from autoq.calibration.moments import Moments, mirrored
+from autoq.core.digests import checksum
 
 _INDEX = "layers.json"
 
@@ -92,7 +92,7 @@ def _read_index(path: Path) -> dict[str, str] | None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _tensors(moments: Moments) -> dict[str, npt.NDArray[np.generic]]:
@@ -104,7 +104,7 @@ def _tensors(moments: Moments) -> dict[str, npt.NDArray[np.generic]]:
     for half, blocks in enumerate(moments.halves):
         for index, block in enumerate(blocks):
             tensors[_name(half, index)] = np.ascontiguousarray(block[:, _upper(block.shape[-1])])
-    tensors["checksum"] = np.array([_checksum(tensors)], np.uint32)
+    tensors["checksum"] = np.array([checksum(tensors)], np.uint32)
     return tensors
 
 
@@ -112,8 +112,8 @@ def _load(path: Path) -> Moments | None:
     """Read one file; a missing or broken one is a miss."""
     try:
         tensors = load_file(path)
-        checksum = tensors.pop("checksum")
-        if _checksum(tensors) != int(checksum[0]):
+        expected = tensors.pop("checksum")
+        if checksum(tensors) != int(expected[0]):
             return None
         widths = tensors["widths"].tolist()
         first, second = (
@@ -124,14 +124,6 @@ def _load(path: Path) -> Moments | None:
         return Moments((first, second), tensors["mean"], (n_first, n_second))
     except (OSError, SafetensorError, KeyError, ValueError, IndexError):
         return None
-
-
-def _checksum(tensors: Mapping[str, npt.NDArray[np.generic]]) -> int:
-    """CRC of all tensors: the format itself does not notice a changed byte."""
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, checksum)
-    return checksum
 
 
 def _name(half: int, block: int) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from autoq.calibration.geometry import Floats, Geometry, Positions, gather_counts
 from autoq.core.data import Array
 
-_WHOLE_COLUMNS = 8192  # beyond it moments are block-diagonal: they grow with the square
+WHOLE_COLUMNS = 8192  # beyond it moments are block-diagonal: they grow with the square
 _BLOCK_COLUMNS = 4096
 _PANEL = 512  # rows of A that are summed at a time: less than half of it lies below the diagonal
 _PENDING_BYTES = 2 * 2**20
@@ -60,7 +60,7 @@ class Moments:
 
 
 def column_blocks(
-    columns: int, *, whole: int = _WHOLE_COLUMNS, widest: int = _BLOCK_COLUMNS
+    columns: int, *, whole: int = WHOLE_COLUMNS, widest: int = _BLOCK_COLUMNS
 ) -> tuple[slice, ...]:
     """Cut more than `whole` columns into blocks of at most `widest`, as equal as they can be."""
     n_blocks = 1 if columns <= whole else math.ceil(columns / widest)
@@ -197,7 +197,7 @@ class MomentCollector:
 
     def __init__(self, key: str, geometry: Geometry, n_examples: int) -> None:
         self.key = key
-        self._geometry, self._n_examples = geometry, n_examples
+        self.geometry, self._n_examples = geometry, n_examples
         self._blocks = column_blocks(geometry.columns)
         widest = max(block.stop - block.start for block in self._blocks)
         self._n_vectors = max(_VECTORS_PER_COLUMN * widest, _MIN_VECTORS)
@@ -207,7 +207,7 @@ class MomentCollector:
     @property
     def nbytes(self) -> int:
         """Bytes held once something was added."""
-        return accumulator_bytes(self._geometry.groups, self._blocks)
+        return accumulator_bytes(self.geometry.groups, self._blocks)
 
     def add(self, array: Floats | None, *, first: int, n_examples: int, n_real: int) -> None:
         """Count the tensor of one batch, the first axis over examples; without one there are no moments.
@@ -221,7 +221,7 @@ class MomentCollector:
         if array is None or self._is_broken:
             self._is_broken = True
             return
-        n_positions = self._geometry.n_positions(array.shape) // n_examples
+        n_positions = self.geometry.n_positions(array.shape) // n_examples
         for half in (0, 1):
             chosen = [
                 index * n_positions + self._positions(first + index, n_positions)
@@ -242,10 +242,10 @@ class MomentCollector:
 
     def _sum(self, half: int, array: Floats, positions: Positions) -> None:
         if self._sums is None:
-            self._sums = MomentAccumulator(self._geometry.groups, self._blocks)
-        n_at_once = max(_GATHERED_BYTES // (4 * self._geometry.groups * self._geometry.columns), 64)
+            self._sums = MomentAccumulator(self.geometry.groups, self._blocks)
+        n_at_once = max(_GATHERED_BYTES // (4 * self.geometry.groups * self.geometry.columns), 64)
         for start in range(0, len(positions), n_at_once):
-            self._sums.add(half, self._geometry.vectors(array, positions[start : start + n_at_once]))
+            self._sums.add(half, self.geometry.vectors(array, positions[start : start + n_at_once]))
 
 
 class LookupCounter:

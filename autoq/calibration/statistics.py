@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     names = list(statistics.tensors)
     tensors = statistics.tensors.values()
     maxima = list(statistics.channel_maxima.values())
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     with temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -57,7 +57,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             low=np.array([tensor.low for tensor in tensors]),
             high=np.array([tensor.high for tensor in tensors]),
             exponent=np.array([tensor.exponent for tensor in tensors]),
-            counts=np.stack([tensor.counts for tensor in tensors]),
+            counts=np.array([tensor.counts for tensor in tensors], np.int64),
             n_examples=statistics.n_examples,
             seconds=statistics.seconds,
             maxima_names=np.array(list(statistics.channel_maxima), dtype=np.str_),

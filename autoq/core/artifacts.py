@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +76,7 @@ class ModelArtifact:
 
 def _copy_aside(source: Path, target: Path) -> None:
     """Copy a file and put it in its place whole: others may have what was there mapped."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         shutil.copyfile(source, temporary)
         temporary.replace(target)

@@ -181,6 +181,11 @@ class Choice:
         return Choice(fmt, bits, grain, method, rounding=how.rounding, grid=grid, **zeros)
 
     @property
+    def stored_bits(self) -> int:
+        """Bits that hold a weight in the deployed file: a codebook's levels are spread over all of int8."""
+        return self.format.container_bits if self.grid is Grid.CODEBOOK else self.weight_bits
+
+    @property
     def label(self) -> str:
         """The categorical part: `int8/channel/minmax`, `int8_dynamic/channel`, `fp32`."""
         parts = (self.format, self.granularity, self.calibration)
@@ -224,16 +229,18 @@ class Choice:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Choice:
         """Inverse of `to_json`."""
+        plain = Choice.of(Format.INT8, sparsity=0.5)  # how weights were treated before it was a choice
+        is_float, is_dense = Format(data["format"]).is_float, not data["sparsity"]
         return Choice(
             Format(data["format"]),
             int(data["weight_bits"]),
             Granularity(data["granularity"]),
             Calibration(data["calibration"]),
             float(data["sparsity"]),
-            Rounding(data["rounding"]),
-            Grid(data["grid"]),
-            Pruning(data["pruning"]),
-            Pattern(data["pattern"]),
+            Rounding(data.get("rounding", Rounding.NONE if is_float else plain.rounding)),
+            Grid(data.get("grid", Grid.NONE if is_float else plain.grid)),
+            Pruning(data.get("pruning", Pruning.NONE if is_dense else plain.pruning)),
+            Pattern(data.get("pattern", Pattern.NONE if is_dense else plain.pattern)),
         )
 
     def __str__(self) -> str:
@@ -379,5 +386,5 @@ class Candidate:
         return Candidate.of(
             {name: Choice.from_json(choice) for name, choice in data["choices"].items()},
             {name: Precision(precision) for name, precision in data["graph"].items()},
-            Rewrites.from_json(data["rewrites"]),
+            Rewrites.from_json(data["rewrites"]) if "rewrites" in data else AS_IT_IS,
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoq.core.errors import DISK_ERRORS, AutoqError, InfrastructureError, TrialOutOfMemory
-from autoq.execution.memory import keep_freed_memory
+from autoq.execution.memory import give_back_memory, keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -103,6 +103,7 @@ def serve(connection: Connection[Any, Any], parent_pid: int, log_path: Path | No
             else:
                 method, arguments = request
                 value = getattr(built, method)(*arguments)
+            give_back_memory()
             pipe.send(Answer(value))
         except Exception as error:  # whatever it is, the parent is told and decides
             pipe.send(_failure(error))

@@ -26,7 +26,7 @@ from autoq.core.quantization import ActivationParams
 from autoq.graph.blocks import find_blocks
 from autoq.graph.float_model import FloatModel
 from autoq.graph.rewriting import RewriteVectors, replay_rewrites
-from autoq.variants.plain import compress_plainly
+from autoq.variants.plain import compress_plainly, fits
 from autoq.variants.variant import Variant
 
 RECIPE_VERSION = 2
@@ -122,6 +122,8 @@ def _variants(recipe: Recipe, model: FloatModel) -> dict[str, Variant]:
             raise ModelError(f"the recipe lacks the weights of layer {name!r}")
         correction = recipe.corrections.get(name, _NOTHING)
         variants[name] = Variant(compressed, scales, correction, bundle_bytes=0)
+        if not fits(layers[name], choice, variants[name]):
+            raise ModelError(f"the recipe's tensors do not fit layer {name!r}")
     return variants
 
 

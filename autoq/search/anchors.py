@@ -151,7 +151,8 @@ def _claimed(rule: AnchorLayerRule, layers: Sequence[Layer], where: str, target:
     legal: dict[str, Choice] = {}
     refused: dict[str, str] = {}
     for layer in layers:
-        tried = [_choice_of(rule, bits, where) for bits in _bits_tried(rule)]
+        known = rule if layer.has_moments else replace(rule, methods=())  # others have no second order
+        tried = [_choice_of(known, bits, where) for bits in _bits_tried(rule)]
         verdicts = [(choice, target.judge(layer, choice)) for choice in tried]
         runs = next((choice for choice, verdict in verdicts if choice == FLOAT or verdict.legal), None)
         if runs is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from autoq.core.errors import ModelError
 from autoq.core.layers import TensorSpec
 from autoq.graph.blocks import BlockKind, find_blocks
 from autoq.graph.float_model import FloatModel
@@ -26,6 +27,9 @@ def latency_shares(model: FloatModel) -> dict[str, float]:
     What a layer absorbs counts with it; a layer that was fused away is missing, and so are all layers of
     a model that refuses drawn inputs. Dynamic axes get 1 on
     the batch axis and 64 elsewhere.
+
+    Raises:
+        ModelError: The runtime refuses the model.
     """
     rng = np.random.default_rng(0)
     feed = {spec.name: _example(spec, rng) for spec in model.summary.inputs}
@@ -35,7 +39,11 @@ def latency_shares(model: FloatModel) -> dict[str, float]:
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(model.artifact.source, options, providers=["CPUExecutionProvider"])
+        try:
+            session = ort.InferenceSession(model.artifact.source, options, providers=["CPUExecutionProvider"])
+        except REJECTIONS as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"ONNX Runtime refuses the model: {reason}") from error
         try:
             for _ in range(_RUNS):
                 session.run(None, feed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,18 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoq.calibration.moments import Moments
+from autoq.calibration.moments import WHOLE_COLUMNS, Moments
 from autoq.core.digests import digest_arrays, digest_json
 from autoq.core.errors import InfrastructureError
 from autoq.core.layers import Layer
 from autoq.variants.bundle_size import packed_float_bytes, packed_grid_bytes
 from autoq.variants.by_moments import Compressed, MomentCompressor
-from autoq.variants.local_error import bias_correction, corrected_error, lookup_energy, row_errors
+from autoq.variants.local_error import (
+    bias_correction,
+    corrected_error,
+    lookup_energy,
+    row_errors,
+    weight_error,
+)
 from autoq.variants.plain import compress_plainly, restore
 from autoq.variants.rows import to_rows
 from autoq.variants.variant import Variant, WeightChoice, variant_key
 
 Float = npt.NDArray[np.float32]
+
+_log = logging.getLogger("autoq")
 
 
 class LayerBuilder:
@@ -46,15 +56,25 @@ class LayerBuilder:
         self._load_moments = load_moments
         self._moments_digest = moments_digest
 
+    @property
+    def n_columns(self) -> int:
+        """Inputs of an output channel; what second-order methods take memory for, its square."""
+        if not self.layer.has_moments:
+            return 1
+        outputs = self.layer.weight_shape[self.layer.channel_axis]
+        groups = self.layer.group if self.layer.op == "ConvTranspose" else 1
+        return min(self.layer.n_params // (outputs * groups), WHOLE_COLUMNS)
+
     def key(self, choice: WeightChoice) -> str:
         """Content address of a variant."""
         return variant_key(self._weight_digest, self._moments_digest, choice)
 
     def build(self, choices: Sequence[WeightChoice]) -> list[Variant]:
-        """Build several variants; second-order ones share one factorisation and one pass over columns.
+        """Build several variants; second-order ones share one factorisation.
 
-        The same weights, moments and choice give the same weights, but for ties that another order of
-        summation may break: recipes carry what does not follow from the float weights alone.
+        The same weights, moments and choice give the same weights whatever is built beside them, as
+        long as products run on one thread; another machine may sum in another order, so recipes carry
+        what does not follow from the float weights alone.
 
         Raises:
             InfrastructureError: The moments are gone from the disk.
@@ -68,7 +88,12 @@ class LayerBuilder:
         demanding = [choice for choice in choices if not choice.is_plain]
         found: dict[WeightChoice, Compressed] = {}
         if moments is not None and demanding and self.layer.has_moments:
-            found = MomentCompressor(self.layer, self._weight, moments).compress(demanding)
+            compressor = MomentCompressor(self.layer, self._weight, moments)
+            found = {choice: compressor.compress(choice) for choice in demanding}
+        if demanding and not found and self.layer.has_moments:
+            _log.warning(
+                "layer %s: nothing is known of its inputs, so it is rounded to nearest", self.layer.name
+            )
         for choice in choices:
             if choice not in found:
                 found[choice] = compress_plainly(self.layer, self._weight, choice)
@@ -102,8 +127,12 @@ class _Assessor:
         correction, error = np.zeros(0, np.float32), 0.0
         if self._moments is not None and self._rows is not None and not choice.is_untouched:
             restored = restore(self._layer, weights, scales, choice)
-            if self._layer.op == "Gather":  # it has no bias to correct
+            if not np.isfinite(restored).all():  # a half-precision float holds no more than 65504
+                error = math.inf
+            elif self._layer.op == "Gather":  # it has no bias to correct
                 error = lookup_energy(restored - self._weight, self._moments.mean[:, 0])
+            elif choice.is_float and self._layer.op == "MatMul":  # it has no bias of its own either
+                error = weight_error(self._rows, to_rows(restored, self._layer), self._blocks)
             else:
                 rows, mean = to_rows(restored, self._layer), self._moments.mean
                 correction = bias_correction(self._rows, rows, mean)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +27,6 @@ Float = npt.NDArray[np.float32]
 Compressed = tuple[npt.NDArray[Any], Float]  # weights and scales, laid out as `Variant` says
 
 _BITS = 8
-# Weights of all levels that go through the columns together: bounds memory, not results.
-_STACKED_WEIGHTS = 1 << 26
 # Multiplications that learning to round may take in a layer, and the steps of it at least and at most.
 _LEARNING = 7e10
 _LEARNING_STEPS = (60, 500)
@@ -56,60 +53,37 @@ class MomentCompressor:
     @cached_property
     def _ordered_factors(self) -> list[Factor]:
         """Of the columns by falling energy: those that matter most are rounded while most can make up
-        for them. On MobileNetV2 at 4 bits this takes a quarter off GPTQ's divergence; SparseGPT, which
-        has a share of zeros to find in every run of columns, gets worse by it.
+        for them. SparseGPT, which has a share of zeros to find in every run of columns, gets worse by it.
         """
         return [factor(block, self._damping) for block in self._order.blocks(self._blocks)]
 
-    def compress(self, choices: Sequence[WeightChoice]) -> dict[WeightChoice, Compressed]:
-        """Compress by choices that are not plain."""
-        n_together = max(1, _STACKED_WEIGHTS // self._rows.size)
-        found: dict[WeightChoice, Compressed] = {}
-        for start in range(0, len(choices), n_together):
-            found.update(self._compress_together(choices[start : start + n_together]))
-        return found
+    def compress(self, choice: WeightChoice) -> Compressed:
+        """Compress by a choice that is not plain.
 
-    def _compress_together(self, choices: Sequence[WeightChoice]) -> dict[WeightChoice, Compressed]:
-        floats = [choice for choice in choices if choice.is_float]
-        solved = (
-            sparsegpt(self._rows, self._factors, [self._demanded(one) for one in floats]) if floats else []
-        )
-        found: dict[WeightChoice, Compressed] = {
-            choice: (from_rows(one.values, self._layer), np.zeros(0, np.float32))
-            for choice, one in zip(floats, solved, strict=True)
-        }
-        gridded = [choice for choice in choices if not choice.is_float]
-        grids = [self._grid(choice) for choice in gridded]
-        fed_back = [
-            (choice, grid)
-            for choice, grid in zip(gridded, grids, strict=True)
-            if choice.rounding is not Rounding.NEAREST
-        ]
-        solutions = self._feed_back(fed_back)
-        for (choice, grid), solution in zip(fed_back, solutions, strict=True):
-            integers = solution.values
-            if choice.rounding is Rounding.ADAROUND:
-                integers = self._learn(integers, grid, solution.kept)
-            found[choice] = self._laid_out(choice, integers, grid.scales)
-        for choice, grid in zip(gridded, grids, strict=True):
-            if choice.rounding is Rounding.NEAREST:
-                found[choice] = self._laid_out(choice, grid.round(self._pruned(choice)), grid.scales)
-        return found
+        One at a time: products of other shapes sum in another order, and what is built beside a
+        variant may not change it.
+        """
+        if choice.is_float:
+            [solution] = sparsegpt(self._rows, self._factors, [self._demanded(choice)])
+            return from_rows(solution.values, self._layer), np.zeros(0, np.float32)
+        grid = self._grid(choice)
+        if choice.rounding is Rounding.NEAREST:
+            return self._laid_out(choice, grid.round(self._pruned(choice)), grid.scales)
+        solution = self._feed_back(choice, grid)
+        integers = solution.values
+        if choice.rounding is Rounding.ADAROUND:
+            integers = self._learn(integers, grid, solution.kept)
+        return self._laid_out(choice, integers, grid.scales)
 
-    def _feed_back(self, wanted: Sequence[tuple[WeightChoice, UniformGrid | LevelGrid]]) -> list[Solution]:
-        """Take rows through the columns, in the order that suits each choice."""
-        treatments = [Treatment(grid, self._rule(choice)) for choice, grid in wanted]
-        as_they_come = [choice.pruning is Pruning.SPARSEGPT for choice, _ in wanted]
-        natural = [one for one, natural in zip(treatments, as_they_come, strict=True) if natural]
-        ordered = [
-            self._order.treatment(one)
-            for one, natural in zip(treatments, as_they_come, strict=True)
-            if not natural
-        ]
-        first = iter(gptq(self._rows, self._factors, natural) if natural else [])
+    def _feed_back(self, choice: WeightChoice, grid: UniformGrid | LevelGrid) -> Solution:
+        """Take the rows through the columns, in the order that suits the choice."""
+        treatment = Treatment(grid, self._rule(choice))
+        if choice.pruning is Pruning.SPARSEGPT:
+            [solution] = gptq(self._rows, self._factors, [treatment])
+            return solution
         rows = self._order.columns(self._rows)
-        second = iter(gptq(rows, self._ordered_factors, ordered) if ordered else [])
-        return [next(first) if natural else self._order.restored(next(second)) for natural in as_they_come]
+        [solution] = gptq(rows, self._ordered_factors, [self._order.treatment(treatment)])
+        return self._order.restored(solution)
 
     def _learn(
         self, integers: npt.NDArray[np.int8], grid: UniformGrid | LevelGrid, kept: npt.NDArray[np.bool_]

@@ -54,11 +54,6 @@ def weight_error(rows: Floats, restored: Floats, blocks: Sequence[Floats]) -> fl
     return float(row_errors(restored - rows, blocks).sum())
 
 
-def relative_error(rows: Floats, restored: Floats, blocks: Sequence[Floats]) -> float:
-    """Local error as a fraction of the output's energy tr(W·A·Wᵀ); 0 for a layer that is always 0."""
-    return _share(weight_error(rows, restored, blocks), float(row_errors(rows, blocks).sum()))
-
-
 def bias_correction(rows: Floats, restored: Floats, mean: Floats) -> npt.NDArray[np.float32]:
     """Return what to add to the bias, (W − Ŵ)·E[x], one value an output channel in layer order.
 
@@ -101,9 +96,3 @@ def lookup_energy(table: Floats, shares: Floats) -> float:
     """
     lengths: npt.NDArray[np.float64] = np.einsum("rc,rc->r", table, table, dtype=np.float64)
     return float(lengths @ shares)
-
-
-def _share(part: float, whole: float) -> float:
-    if whole > 0.0:
-        return part / whole
-    return 0.0 if part == 0.0 else float("inf")

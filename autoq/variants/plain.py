@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoq.core.choices import Rounding
 from autoq.core.layers import Layer
 from autoq.variants.lstm import restore_parts, round_parts
 from autoq.variants.patterns import NOfM, keep_pattern
 from autoq.variants.rounding import round_blocks, round_weights
 from autoq.variants.rows import from_rows, to_rows
 from autoq.variants.sparsity import prune_by_magnitude
-from autoq.variants.variant import WeightChoice
+from autoq.variants.variant import Variant, WeightChoice
 
 Float = npt.NDArray[np.float32]
 
@@ -52,8 +53,10 @@ def block_rows(layer: Layer, weight: Float) -> Float:
 def restore(layer: Layer, weights: npt.NDArray[Any], scales: Float, choice: WeightChoice) -> Float:
     """Return what compressed weights stand for, in the layer's shape."""
     if choice.is_float:
-        # Half precision is rounded where it is stored.
-        return weights.astype(np.float16).astype(np.float32) if choice.bits == 16 else weights
+        if choice.bits != 16:
+            return weights
+        with np.errstate(over="ignore"):  # what half precision cannot hold becomes infinite
+            return weights.astype(np.float16).astype(np.float32)
     if layer.op == "LSTM":
         return restore_parts(weights, scales, layer.input_size)
     if choice.granularity.block_size is not None:
@@ -67,3 +70,23 @@ def restore(layer: Layer, weights: npt.NDArray[Any], scales: Float, choice: Weig
     shape = [1] * weights.ndim
     shape[layer.channel_axis] = -1
     return weights * scales.reshape(shape)
+
+
+def fits(layer: Layer, choice: WeightChoice, variant: Variant) -> bool:
+    """Whether tensors from a file have the shapes and types that the choice gives the layer."""
+    n_outputs = layer.weight_shape[layer.channel_axis] * (layer.group if layer.op == "ConvTranspose" else 1)
+    if layer.is_recurrent:
+        n_outputs = layer.weight_shape[0] * layer.weight_shape[1]
+    if variant.correction.shape not in ((0,), (n_outputs,)):
+        return False
+    plain = compress_plainly(layer, np.zeros(layer.weight_shape, np.float32), _plain(choice))
+    return all(
+        found.shape == expected.shape and found.dtype == expected.dtype
+        for found, expected in zip((variant.weights, variant.scales), plain, strict=True)
+    )
+
+
+def _plain(choice: WeightChoice) -> WeightChoice:
+    """The plain choice whose tensors are laid out in the same way."""
+    rounding = Rounding.NONE if choice.is_float else Rounding.NEAREST
+    return WeightChoice(choice.bits, choice.granularity, 0.0, rounding)

@@ -14,14 +14,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from threadpoolctl import threadpool_limits
 
+from autoq.core.digests import checksum
 from autoq.variants.build import LayerBuilder
 from autoq.variants.shelf import Shelf
 from autoq.variants.variant import Variant, WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_MEMORY_BYTES = 1 << 30  # variants kept in memory, least recently used go first
+VARIANT_MEMORY_BYTES = 1 << 30  # variants kept in memory, least recently used go first
 _DISK_BYTES = 10 << 30
+_BUILDING_BYTES = 3 << 30  # what building may take, all threads together
+_COPIES_OF_MOMENTS = 8  # that one layer's building holds at its peak
 
 
 class VariantStore:
@@ -37,10 +40,12 @@ class VariantStore:
         builders: Mapping[str, LayerBuilder],
         *,
         limit_bytes: int = _DISK_BYTES,
+        memory_bytes: int = VARIANT_MEMORY_BYTES,
     ) -> None:
         self._shelf = Shelf(folder, ".safetensors", limit_bytes=limit_bytes)
         self._builders = builders
         self._memory: dict[str, Variant] = {}
+        self._memory_bytes = memory_bytes
         self._used_bytes = 0
         self._disk_refuses = False
         self._refusal_lock = threading.Lock()
@@ -72,8 +77,11 @@ class VariantStore:
         n_missing, n_done = sum(map(len, missing.values())), 0
         # What takes longest first, so that no core is left alone with it at the end.
         order = sorted(missing, key=lambda name: -self._builders[name].layer.n_params)
-        # A layer a core: threads within a product only get into each other's way (three times slower).
-        with threadpool_limits(1), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        if not order:
+            return 0
+        # A layer a core: threads within a product only get into each other's way (three times slower),
+        # and sum in an order of their own.
+        with threadpool_limits(1), ThreadPoolExecutor(self._n_workers(order)) as pool:
             for built in pool.map(lambda name: self._prepare(name, missing[name]), order):
                 n_done += built
                 on_progress(n_done, n_missing)
@@ -87,10 +95,20 @@ class VariantStore:
         return len(choices)
 
     def _in_parallel(self, wanted: list[tuple[str, WeightChoice]]) -> list[Variant]:
-        if len(wanted) < 2:
-            return [self._fetch(item) for item in wanted]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        if all(self._shelf.has(self._key(*item)) for item in wanted):
+            return [self._fetch(item) for item in wanted] if len(wanted) < 2 else self._mapped(wanted)
+        with threadpool_limits(1):
+            return self._mapped(wanted)
+
+    def _mapped(self, wanted: list[tuple[str, WeightChoice]]) -> list[Variant]:
+        with ThreadPoolExecutor(self._n_workers(layer for layer, _ in wanted)) as pool:
             return list(pool.map(self._fetch, wanted))
+
+    def _n_workers(self, layers: Iterable[str]) -> int:
+        """Threads that build side by side: as many as there are cores, and memory for the widest layer."""
+        widest = max(self._builders[layer].n_columns for layer in layers)
+        affordable = _BUILDING_BYTES // (_COPIES_OF_MOMENTS * 4 * widest**2)
+        return max(1, min(os.cpu_count() or 1, affordable))
 
     def _fetch(self, wanted: tuple[str, WeightChoice]) -> Variant:
         """Read a variant from disk, or build and save it. Runs in threads."""
@@ -108,12 +126,15 @@ class VariantStore:
     def _load(self, key: str) -> Variant | None:
         """Read a variant; a missing or broken file is a miss."""
         try:
-            return Variant.from_tensors(load_file(self._shelf.path(key)))
-        except (OSError, SafetensorError, KeyError):
+            tensors = load_file(self._shelf.path(key))
+            expected = tensors.pop("checksum")
+            return Variant.from_tensors(tensors) if checksum(tensors) == int(expected[0]) else None
+        except (OSError, SafetensorError, KeyError, ValueError, IndexError):
             return None
 
     def _save(self, key: str, variant: Variant) -> None:
         tensors = {name: np.asarray(array, order="C") for name, array in variant.tensors().items()}
+        tensors["checksum"] = np.array([checksum(tensors)], np.uint32)
         try:
             self._shelf.save(key, lambda path: path.write_bytes(save(tensors)))
         except OSError as error:
@@ -133,6 +154,6 @@ class VariantStore:
         return variant
 
     def _forget_oldest(self) -> None:
-        while self._used_bytes > _MEMORY_BYTES and len(self._memory) > 1:
+        while self._used_bytes > self._memory_bytes and len(self._memory) > 1:
             oldest = next(iter(self._memory))
             self._used_bytes -= self._memory.pop(oldest).nbytes

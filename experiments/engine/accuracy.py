@@ -30,7 +30,7 @@ def rounding(bench: Path, home: Path) -> dict[str, Any]:
                 scored = _scored(case, _inner(case, choice), corrected="as they are" not in way)
                 rows.append({"model": name, "bits": bits, "way": way, **scored})
                 print(_line(rows[-1]), flush=True)
-    return {"rows": rows, "bars": _halved(rows, "gptq", "nearest, biases as they are")}
+    return {"rows": rows, "bars": _halved(rows, "gptq", "nearest")}
 
 
 def sparsity(bench: Path, home: Path) -> dict[str, Any]:
@@ -50,11 +50,11 @@ def sparsity(bench: Path, home: Path) -> dict[str, Any]:
             scored = _scored(case, _inner(case, choice), corrected="as they are" not in way)
             rows.append({"model": name, "way": way, **scored})
             print(_line(rows[-1]), flush=True)
-    return {"rows": rows, "bars": _halved(rows, "sparsegpt", "magnitude + nearest, biases as they are")}
+    return {"rows": rows, "bars": _halved(rows, "sparsegpt", "magnitude + nearest")}
 
 
 def _halved(rows: list[dict[str, Any]], better: str, worse: str) -> list[dict[str, Any]]:
-    """Hold one way's divergence against half of another's, model by model and bits by bits."""
+    """Hold one way's divergence against half of another's, with biases corrected in both."""
     bars = []
     for row in rows:
         if row["way"] == better:

@@ -13,7 +13,6 @@ import pytest
 
 from autoq.core.choices import FLOAT, Choice
 from autoq.core.layers import Layer
-from autoq.variants import store as store_module
 from autoq.variants.build import LayerBuilder
 from autoq.variants.store import VariantStore
 from autoq.variants.variant import Variant, WeightChoice
@@ -36,8 +35,9 @@ def draw_weights() -> dict[str, npt.NDArray[np.float32]]:
     return {layer.name: rng.standard_normal(layer.weight_shape).astype(np.float32) for layer in LAYERS}
 
 
-def open_store(folder: Path, limit_bytes: int = 1 << 30) -> VariantStore:
-    return VariantStore(folder, builders(LAYERS, draw_weights()), limit_bytes=limit_bytes)
+def open_store(folder: Path, limit_bytes: int = 1 << 30, memory_bytes: int = 1 << 30) -> VariantStore:
+    made = builders(LAYERS, draw_weights())
+    return VariantStore(folder, made, limit_bytes=limit_bytes, memory_bytes=memory_bytes)
 
 
 def builders(
@@ -192,10 +192,9 @@ def fill_a_full_disk(folder: Path) -> None:
     assert store.build_all([("layer0", choice) for choice in CHOICES]) == len(CHOICES)
 
 
-def test_memory_keeps_the_most_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(tmp_path)
-    size = store.get("layer0", CHOICES[0]).nbytes
-    monkeypatch.setattr(store_module, "_MEMORY_BYTES", 2 * size)
+def test_memory_keeps_the_most_recently_used(tmp_path: Path) -> None:
+    size = open_store(tmp_path).get("layer0", CHOICES[0]).nbytes
+    store = open_store(tmp_path, memory_bytes=2 * size)
     first = store.get("layer0", CHOICES[0])
     second = store.get("layer1", CHOICES[0])
     assert store.get("layer0", CHOICES[0]) is first  # now the more recent one
@@ -206,12 +205,18 @@ def test_memory_keeps_the_most_recently_used(tmp_path: Path, monkeypatch: pytest
     assert_same(again, second)
 
 
-def test_a_candidate_larger_than_the_memory_still_gets_all_its_variants(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "_MEMORY_BYTES", 1)
-    found = open_store(tmp_path).get_all({layer.name: CHOICES[1] for layer in LAYERS})
+def test_a_candidate_larger_than_the_memory_still_gets_all_its_variants(tmp_path: Path) -> None:
+    found = open_store(tmp_path, memory_bytes=1).get_all({layer.name: CHOICES[1] for layer in LAYERS})
     assert set(found) == {layer.name for layer in LAYERS}
+
+
+def test_a_changed_byte_is_a_miss(tmp_path: Path) -> None:
+    good = open_store(tmp_path).get("layer0", CHOICES[1])
+    [path] = list(tmp_path.rglob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    assert_same(open_store(tmp_path).get("layer0", CHOICES[1]), good)
 
 
 if __name__ == "__main__":  # one of the two processes of a test above

@@ -173,6 +173,7 @@ class WorkbenchFactory:
         """Wire the workbench; models and statistics are read from the home."""
         target = create_target(self.target)
         stitchers = open_stitchers(self.home, self.sources, target)
+        stitchers.load_all()
         return Workbench(stitchers, target, self.data, self.settings, OutputFiles(self.home.outputs))
 
 

@@ -120,6 +120,11 @@ class Stitchers:
         self._load = load
         self._loaded: dict[Rewrites, Stitcher] = {}
 
+    def load_all(self) -> None:
+        """Read every float model now, so that no candidate has to wait for its own."""
+        for rewrites in self._load:
+            self.of(rewrites)
+
     def float_model(self) -> ModelArtifact:
         """Return the baseline: the float model as it was given."""
         return self.of(AS_IT_IS).float_model()

@@ -154,8 +154,8 @@ def test_the_estimate_is_the_noise_that_the_compressed_layer_makes(tmp_path: Pat
         np.savez(tmp_path / "data.npz", **{**data, "calib_x": images})
     ready = prepare(spec, home, Silent())
     source = prepare_sources(ready, home, Silent())[AS_IT_IS]
-    model, statistics = load_source(home, SourceKeys.of(source))
-    stitcher = build_stitcher(home, model, statistics, source.statistics_key, ready.target)
+    kept = (*load_source(home, SourceKeys.of(source)), source.statistics_key)
+    stitcher = build_stitcher(home, kept, ready.target)
     choice = Choice.of(Format.INT8, weight_bits=bits)
     compressed = stitcher.assemble(Candidate.of({"fc": choice})).artifact
     change = outputs_of(compressed, images) - outputs_of(stitcher.float_model(), images)

@@ -20,7 +20,7 @@ def keep_freed_memory(limit_mb: int = 512) -> None:
     """Let this process reuse large freed blocks, instead of giving them back and faulting them in anew.
 
     Every trial writes a model and loads it: hundreds of megabytes of fresh pages, which on a virtual
-    machine cost more than all that is done with them (58 MB: 160 ms faulted in, 7 ms reused). Does
+    machine cost more than all that is done with them. Does
     nothing where the C library is not glibc. What lies free below a living block is kept whatever its
     size: `give_back_memory` lets go of that.
 

@@ -153,7 +153,7 @@ def serialize(
     folder, lock = _make_folder()
     try:
         artifact = _write_files(model, folder)
-    except BaseException:
+    except BaseException:  # raised again: an interrupt too may leave no folder behind
         _remove_folder(folder, lock)
         raise
     weakref.finalize(artifact, _remove_folder, folder, lock)

@@ -79,7 +79,7 @@ class Shelf:
             write(temporary)
             n_bytes = temporary.stat().st_size
             temporary.replace(path)
-        except BaseException:
+        except BaseException:  # raised again: an interrupt too may leave no half-written file behind
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise

@@ -79,7 +79,7 @@ class VariantStore:
         order = sorted(missing, key=lambda name: -self._builders[name].layer.n_params)
         if not order:
             return 0
-        # A layer a core: threads within a product only get into each other's way (three times slower),
+        # A layer a core: threads within a product only get into each other's way,
         # and sum in an order of their own.
         with threadpool_limits(1), ThreadPoolExecutor(self._n_workers(order)) as pool:
             for built in pool.map(lambda name: self._prepare(name, missing[name]), order):

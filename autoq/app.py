@@ -20,6 +20,7 @@ from autoq.calibrating import foreseeable, rewrites_of
 from autoq.core.digests import canonical_json
 from autoq.core.errors import StoreError, UnknownNameError
 from autoq.core.measurements import Baseline
+from autoq.guiding import build_guide
 from autoq.home import Home
 from autoq.preparation import (
     Preparation,
@@ -32,9 +33,11 @@ from autoq.preparation import (
 )
 from autoq.search.engine import Plan, Services, Stop, run_search
 from autoq.search.finals import MAX_FINALISTS, run_finals
+from autoq.search.guide import Guide
 from autoq.search.outcome import Outcome, Point, build_outcome
 from autoq.search.ports import SearchListener, TrialRunner
 from autoq.search.records import SearchRecord, SearchState, TrialRecord
+from autoq.search.strategies import GUIDED, create_strategy
 from autoq.spec.loading import spec_digest, spec_from_json
 from autoq.spec.schema import SearchSpec
 from autoq.storage.ledger import SqlLedger
@@ -181,11 +184,15 @@ class App:
                 record = (
                     self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
                 )
+            guide = None
+            if spec.search.strategy == GUIDED:
+                guide = build_guide(ready, sources, self.home, runner, listener)
+                record = record.but(preparation_s=dict(ready.seconds))
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             tracker.start_search(record)
-            hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
+            plan = _plan(ready, guide)
+            hooks = (_StudyHook(self.home, record, plan), _TrackingHook(tracker, record, spec))
             services = Services(self.ledger, runner, listener, hooks, should_stop)
-            plan = _plan(ready)
             stop = run_search(record, plan, services)
             if stop.state is SearchState.FINISHED:
                 outcome = run_finals(record.but(message=stop.message), plan, services)
@@ -457,10 +464,12 @@ class _StudyHook:
 
     part = "store"
 
-    def __init__(self, home: Home, record: SearchRecord, ready: Preparation) -> None:
+    def __init__(self, home: Home, record: SearchRecord, plan: Plan) -> None:
         from autoq.storage.study import StudyLedger
 
-        self._record, self._space, self._goals = record, ready.space, ready.spec.goals
+        assert record.baseline is not None
+        self._record, self._goals = record, plan.goals
+        self._distributions = create_strategy(plan, record.baseline).distributions
         self._study = StudyLedger(
             home.storage_url,
             record.name,
@@ -480,10 +489,10 @@ class _StudyHook:
         self._study.sync(self._frozen)
 
     def _freeze(self, trial: TrialRecord) -> FrozenTrial:
-        from autoq.search.strategies import to_frozen
+        from autoq.search.studies import to_frozen
 
         assert self._record.baseline is not None
-        frozen = to_frozen(trial, self._goals, self._record.baseline, self._space)
+        frozen = to_frozen(trial, self._goals, self._record.baseline, self._distributions)
         frozen.number = trial.number
         return frozen
 
@@ -509,7 +518,7 @@ class _TrackingHook:
         self._tracker.log_trial(self._record, trial, feasible=feasible)
 
 
-def _plan(ready: Preparation) -> Plan:
+def _plan(ready: Preparation, guide: Guide | None) -> Plan:
     search = ready.spec.search
     return Plan(
         goals=ready.spec.goals,
@@ -520,6 +529,7 @@ def _plan(ready: Preparation) -> Plan:
         seed=search.seed,
         time_budget_s=search.time_budget_s,
         patience=search.patience,
+        guide=guide,
     )
 
 

@@ -211,18 +211,27 @@ def build_variants(
 ) -> None:
     """Build the variants the trials will ask for, as far as they can be foreseen and are not too many."""
     for rewrites, source in sources.items():
-        sizes = {layer.name: layer.n_params for layer in source.model.summary.layers}
-        choices = list(foreseeable(space, anchors, rewrites, pruned=True))
-        if sum(sizes[name] for name, _ in choices) > _PREBUILD_WEIGHTS:
-            choices = list(foreseeable(space, anchors, rewrites))
+        layers = source.model.summary.layers
+        choices, is_complete = built_ahead(space, anchors, rewrites, layers)
         about = "" if rewrites.changes_nothing else f" ({rewrites})"
-        if sum(sizes[name] for name, _ in choices) > _PREBUILD_WEIGHTS:
+        if not is_complete:
             listener.on_note(f"variants{about}: too many to build ahead, but for the anchors'")
-            choices = list(_of_anchors(anchors, rewrites))
-        listener.on_phase("variants", f"{len(choices)} variants of {len(sizes)} layers{about}")
+        listener.on_phase("variants", f"{len(choices)} variants of {len(layers)} layers{about}")
         with machine_clock():
             built = open_variants(home, source.model, source.statistics_key).build_all(choices)
         listener.on_note(f"variants{about}: {len(choices) - built} reused, {built} built")
+
+
+def built_ahead(
+    space: SearchSpace, anchors: Sequence[Anchor], rewrites: Rewrites, layers: Sequence[Layer]
+) -> tuple[list[tuple[str, WeightChoice]], bool]:
+    """Choose the variants to build before the trials; say whether they are more than the anchors'."""
+    sizes = {layer.name: layer.n_params for layer in layers}
+    for pruned in (True, False):
+        choices = list(foreseeable(space, anchors, rewrites, pruned=pruned))
+        if sum(sizes[name] for name, _ in choices) <= _PREBUILD_WEIGHTS:
+            return choices, True
+    return list(_of_anchors(anchors, rewrites)), False
 
 
 def foreseeable(

@@ -57,6 +57,10 @@ class Home:
         """The variant store."""
         return self.cache / "variants"
 
+    def guide(self, key: str) -> Path:
+        """What the guided strategy measured of a model before its trials."""
+        return self.cache / "guides" / f"{key}.json"
+
     @property
     def outputs(self) -> Path:
         """What float models gave on splits."""

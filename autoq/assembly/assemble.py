@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from autoq.assembly.borders import Border, find_borders
 from autoq.assembly.compress_layers import CompressLayers
 from autoq.assembly.insert_qdq import InsertQdq
 from autoq.assembly.local_errors import LocalError, local_error
@@ -86,6 +87,19 @@ class Stitcher:
             choice, variant, self._weights[layer], self._sources.get(layer), self._ranges.statistics
         )
 
+    def bundle_bytes(self, layer: str, choice: Choice) -> int:
+        """Bytes of one layer's tensors in the storage bundle."""
+        return self._variants.get(layer, WeightChoice.of(choice)).bundle_bytes
+
+    @property
+    def fixed_bundle_bytes(self) -> int:
+        """Bytes of the bundle that no choice changes."""
+        return self._leftover_bytes + _BUNDLE_OVERHEAD
+
+    def borders(self) -> list[Border]:
+        """Tensors between layers and weightless ops, where integers may have to be converted."""
+        return find_borders(self._blocks, self._ranges.statistics)
+
     def _choices(self, candidate: Candidate) -> dict[str, Choice]:
         return {name: candidate.by_layer.get(name, FLOAT) for name in self._layers}
 
@@ -109,7 +123,7 @@ class Stitcher:
             for name, choice in self._choices(candidate).items()
             if not self._is_native(self._layers[name], choice)
         )
-        return AssembledModel(artifact, packed + self._leftover_bytes + _BUNDLE_OVERHEAD, storage_only)
+        return AssembledModel(artifact, packed + self.fixed_bundle_bytes, storage_only)
 
 
 class Stitchers:

@@ -63,6 +63,14 @@ class Target(Protocol):
         """Say whether weightless ops of this family may run in int8."""
         ...
 
+    def profile(self, model: ModelArtifact, feeds: Sequence[Feed]) -> dict[str, float]:
+        """Seconds of one run by kernel, under the names that nodes have in the model; {} where unknown.
+
+        Raises:
+            RuntimeRejectedModel: The runtime refused the model; trying again cannot help.
+        """
+        ...
+
     def open(self, model: ModelArtifact, *, optimize: bool = True) -> Session:
         """Load a model for running. `optimize=False` runs the graph as written, for checking.
 

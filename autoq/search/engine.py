@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from autoq.core.choices import Candidate
 from autoq.core.errors import TrialError
 from autoq.core.fronts import dominates
 from autoq.core.measurements import Measurement
 from autoq.search.anchors import Anchor
 from autoq.search.goals import Goals
+from autoq.search.guide import Guide
 from autoq.search.outcome import build_outcome
 from autoq.search.ports import Ledger, Progress, SearchListener, TrialHook, TrialRunner
+from autoq.search.proposals import Proposal
 from autoq.search.records import SearchRecord, SearchState, TrialRecord, TrialState
 from autoq.search.space import SearchSpace
 from autoq.search.stopwatch import Stopwatch
-from autoq.search.strategies import Strategy, Suggestion
+from autoq.search.strategies import create_strategy
 
 MAX_REPEATS = 50  # in a row: the space has nothing new, or the sampler cannot find it
 MAX_FIRST_FAILURES = 10
@@ -38,6 +39,7 @@ class Plan:
     seed: int = 0
     time_budget_s: float | None = None  # of trials, over all sessions of the search
     patience: int | None = None  # counted trials without a new member of the front
+    guide: Guide | None = None  # what the guided strategy starts from
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,7 @@ class _Loop:
         if record.baseline is None:
             raise ValueError(f"search {record.name!r} has no baseline; it is measured before the trials")
         self._record, self._plan, self._services = record, plan, services
-        self._strategy = Strategy(
-            plan.strategy, space=plan.space, goals=plan.goals, baseline=record.baseline, seed=plan.seed
-        )
+        self._strategy = create_strategy(plan, record.baseline)
         self._first: dict[str, TrialRecord] = {}  # by digest
         self._front: list[list[float]] = []
         self._n_since_front = 0
@@ -158,15 +158,19 @@ class _Loop:
         services, number = self._services, len(self.trials)
         started_at, watch = services.now(), Stopwatch(services.clock)
         with watch.part("suggest"):
-            origin, suggestion, candidate = self._propose(number)
+            proposal = self._propose(number)
+        if proposal.warning:
+            services.listener.on_note(f"warning: {proposal.warning}")
+        origin = proposal.origin or self._plan.strategy
         trial = TrialRecord(
             number,
             origin,
-            suggestion.params,
-            candidate,
+            proposal.params,
+            proposal.candidate,
             TrialState.COMPLETE,
-            sampler_notes=suggestion.notes,
+            sampler_notes=proposal.notes,
             started_at=started_at,
+            reasons=proposal.reasons,
         )
         if before := self._first.get(trial.digest):
             trial = replace(
@@ -181,14 +185,11 @@ class _Loop:
         if before is None:
             services.listener.on_trial_end(trial, self._progress())
 
-    def _propose(self, number: int) -> tuple[str, Suggestion, Candidate]:
+    def _propose(self, number: int) -> Proposal:
         if number < len(self._plan.anchors):
             anchor = self._plan.anchors[number]
-            params = self._plan.space.encode(anchor.candidate)
-            suggestion = Suggestion(params or {}, self._strategy.notes_for_anchor(params))
-            return f"anchor {anchor.name}", suggestion, anchor.candidate
-        suggestion = self._strategy.suggest(number)
-        return self._plan.strategy, suggestion, self._plan.space.decode(suggestion.params)
+            return replace(self._strategy.adopt(anchor.candidate), origin=f"anchor {anchor.name}")
+        return self._strategy.propose(number)
 
     def _measured(self, trial: TrialRecord) -> TrialRecord:
         try:

@@ -50,6 +50,8 @@ class TrialRecord:
     sampler_notes: Mapping[str, Any] = field(default_factory=dict)
     started_at: float = 0.0  # seconds since the epoch
     seconds: Mapping[str, float] = field(default_factory=dict)  # suggest, build, load, latency, ...
+    # Why it was tried, and what was foretold of it: `kind`, `why`, `predicted_latency_ms`, ...
+    reasons: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

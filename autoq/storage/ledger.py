@@ -219,6 +219,7 @@ def _trial_values(trial: TrialRecord) -> dict[str, Any]:
         "reason": _storable(trial.reason),
         "started_at": trial.started_at,
         "seconds": trial.seconds,
+        "reasons": trial.reasons,
     }
 
 
@@ -234,6 +235,7 @@ def _trial_of(row: Row[Any]) -> TrialRecord:
         sampler_notes=row.sampler_notes,
         started_at=row.started_at,
         seconds=row.seconds,
+        reasons=row.reasons,
     )
 
 

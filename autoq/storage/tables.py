@@ -117,6 +117,7 @@ TRIALS = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),  # seconds since the epoch
     sa.Column("seconds", Json, nullable=False),
+    sa.Column("reasons", Json, nullable=False, server_default="{}"),
     sa.UniqueConstraint("search_id", "number"),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +21,9 @@ from autoq.core.errors import RuntimeRejectedModel
 from autoq.core.layers import Layer, OpFamily
 from autoq.evaluation.ports import Verdict
 from autoq.targets.cpu import Cpu, this_cpu
+from autoq.targets.kernel_events import kernel_seconds
 
+_PROFILED_RUNS = 8
 _NATIVE = Verdict(legal=True)
 # Formats that end in u8 x s8 kernels: s8 activations are rewritten to u8 at load.
 _U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_DYNAMIC)
@@ -139,12 +143,24 @@ class OnnxRuntimeTarget:
         """
         return OnnxRuntimeSession(self._create(model, optimize=optimize))
 
+    def profile(self, model: ModelArtifact, feeds: Sequence[Feed]) -> dict[str, float]:
+        """Return the seconds of one run by kernel, under the names of the model's nodes.
+
+        Raises:
+            RuntimeRejectedModel: The runtime refused the model; trying again cannot help.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._create(model, optimize=True, profile=Path(folder) / "profile")
+            for feed in itertools.islice(itertools.cycle(feeds), _PROFILED_RUNS):
+                session.run(None, feed)
+            return kernel_seconds(json.loads(Path(session.end_profiling()).read_text()))
+
     def optimized_graph(self, model: ModelArtifact, path: Path) -> None:
         """Write the graph the runtime really runs: what was fused, and what was not."""
         self._create(model, optimize=True, dump=path)
 
     def _create(
-        self, model: ModelArtifact, *, optimize: bool, dump: Path | None = None
+        self, model: ModelArtifact, *, optimize: bool, dump: Path | None = None, profile: Path | None = None
     ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -154,6 +170,9 @@ class OnnxRuntimeTarget:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if dump is not None:
             options.optimized_model_filepath = str(dump)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         source = model.content if model.content is not None else str(model.path)
         try:
             return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

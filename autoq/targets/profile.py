@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from autoq.core.errors import ModelError
+from autoq.core.errors import ModelError, RuntimeRejectedModel
 from autoq.core.layers import TensorSpec
 from autoq.graph.blocks import BlockKind, find_blocks
 from autoq.graph.float_model import FloatModel
-from autoq.targets.onnxruntime_cpu import REJECTIONS
-
-_RUNS = 8
+from autoq.targets.onnxruntime_cpu import REJECTIONS, OnnxRuntimeTarget
 
 
 def latency_shares(model: FloatModel) -> dict[str, float]:
@@ -33,51 +27,43 @@ def latency_shares(model: FloatModel) -> dict[str, float]:
     """
     rng = np.random.default_rng(0)
     feed = {spec.name: _example(spec, rng) for spec in model.summary.inputs}
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            session = ort.InferenceSession(model.artifact.source, options, providers=["CPUExecutionProvider"])
-        except REJECTIONS as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"ONNX Runtime refuses the model: {reason}") from error
-        try:
-            for _ in range(_RUNS):
-                session.run(None, feed)
-        except REJECTIONS:
-            return {}  # it does not take drawn inputs of these shapes: nobody knows the shares
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return _shares(events, _kernel_names(model))
+    try:
+        seconds = OnnxRuntimeTarget().profile(model.artifact, [feed])
+    except RuntimeRejectedModel as error:
+        raise ModelError(str(error)) from error
+    except REJECTIONS:
+        return {}  # it does not take drawn inputs of these shapes: nobody knows the shares
+    total = sum(seconds.values()) or 1.0
+    by_layer = seconds_by_block(seconds, model)
+    layers = {layer.name for layer in model.summary.layers}
+    return {name: spent / total for name, spent in by_layer.items() if name in layers}
+
+
+def seconds_by_block(seconds: Mapping[str, float], model: FloatModel) -> dict[str, float]:
+    """Sum the times of kernels by the layer or weightless op that they came from.
+
+    Args:
+        seconds: By node, of the model itself or of what assembly made of it.
+        model: The float model.
+    """
+    names = _kernel_names(model)
+    spent: defaultdict[str, float] = defaultdict(float)
+    for kernel, one in seconds.items():
+        if kernel in names:
+            spent[names[kernel]] += one
+    return dict(spent)
 
 
 def _kernel_names(model: FloatModel) -> dict[str, str]:
-    """Layer of every name that the runtime may give its kernel: the node's, or that of what it writes."""
+    """Block of every name that the runtime may give its kernel: the node's, or that of what it writes."""
     names: dict[str, str] = {}
     for block in find_blocks(model.graph):
-        if block.kind is BlockKind.LAYER:
+        if block.kind is not BlockKind.MOVE:
             names.update(dict.fromkeys((block.name, *block.results), block.name))
     for node in model.graph.graph:
         if node.name in names:
             names.setdefault(str(node.outputs[0].name), str(node.name))
     return names
-
-
-def _shares(events: list[dict[str, Any]], layers: Mapping[str, str]) -> dict[str, float]:
-    runs: defaultdict[str, list[float]] = defaultdict(list)  # of each kernel
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            runs[event["name"]].append(float(event["dur"]))
-    spent: defaultdict[str, float] = defaultdict(float)
-    for kernel, durations in runs.items():
-        # Layout and fusion passes append to the name: `relu_nchwc`, `fc/MatMulAddFusion`.
-        name = kernel.removesuffix("_kernel_time").partition("/")[0].removesuffix("_nchwc")
-        # The median: a single interruption once gave half of a model to one layer.
-        spent[layers.get(name, "")] += float(np.median(durations))
-    total = sum(spent.values()) or 1.0
-    return {layer: duration / total for layer, duration in spent.items() if layer}
 
 
 def _example(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Candidate, Choice, Format, Precision
+from autoq.core.data import Feed
 from autoq.core.errors import TrialError
 from autoq.core.layers import Layer, OpFamily, WeightlessOp
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement, Size
@@ -59,6 +60,10 @@ class SyntheticTarget:
         """Refuse the families that the target was told to refuse."""
         refused = family in self._refused_families
         return Verdict(legal=not refused, reason=f"no int8 kernel for {family}" if refused else "")
+
+    def profile(self, model: ModelArtifact, feeds: Sequence[Feed]) -> dict[str, float]:
+        """Know nothing of kernels."""
+        return {}
 
     def open(self, model: ModelArtifact, *, optimize: bool = True) -> Session:
         """Refuse: there is nothing to run a model on."""

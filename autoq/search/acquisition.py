@@ -1,0 +1,154 @@
+"""What a candidate is worth trying: expected gain of the front, or of the best point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from autoq.core.hypervolume import hypervolume, hypervolume_gains
+from autoq.core.measurements import Baseline, Measurement
+from autoq.search.goals import Goals, Objective
+from autoq.search.guide import Floats
+
+_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_USUAL_DROP = 0.02  # allowed where nobody says so, as a share of the baseline's accuracy
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of n candidates; each array (n,)."""
+
+    drop: Floats
+    drop_sd: Floats
+    latency: Floats  # ratio to the float model
+    latency_sd: Floats
+    size: Floats  # bytes of the deployed file, ratio to the float model's
+    bundle: Floats  # bytes of the bundle, ratio to the float model's file
+
+    def __len__(self) -> int:
+        return len(self.drop)
+
+
+class Worth:
+    """Judges forecasts against what is measured, for one search's goals."""
+
+    def __init__(self, goals: Goals, baseline: Baseline, measured: Sequence[Measurement]) -> None:
+        """Place the reference point.
+
+        Axes are max(drop, 0), ln latency, ln size and ln bundle ratio, as far as they are objectives. The
+        reference is twice the allowed drop and the float model's figures, or the budget where there is one.
+        """
+        self._goals, self._baseline = goals, baseline
+        self._measured = list(measured)
+        bounds = goals.constraints
+        allowed = bounds.max_accuracy_drop
+        if allowed is None:
+            allowed = _USUAL_DROP * max(abs(baseline.accuracy), 1e-9)
+        self.max_drop = max(allowed, 1e-6)
+        ratios = [bounds.max_latency_ratio, _over(bounds.max_latency_ms, baseline.latency_ms)]
+        self.max_latency = min((one for one in ratios if one is not None), default=None)
+        self.max_size = _over(bounds.max_size_bytes, baseline.size_bytes)
+        self.max_bundle = _over(bounds.max_bundle_bytes, baseline.size_bytes)
+        tops = {
+            Objective.ACCURACY: 2.0 * self.max_drop,
+            Objective.LATENCY: _top(self.max_latency),
+            Objective.SIZE: _top(self.max_size),
+            Objective.STORAGE: _top(self.max_bundle),
+        }
+        self.reference: Floats = np.array([tops[objective] for objective in goals.objectives])
+        self._front = self._axes(
+            Forecast(
+                np.array([one.accuracy.drop for one in self._measured]),
+                np.zeros(len(self._measured)),
+                np.array([one.latency.latency_ms / baseline.latency_ms for one in self._measured]),
+                np.zeros(len(self._measured)),
+                np.array([one.size.size_bytes / baseline.size_bytes for one in self._measured]),
+                np.array([one.size.bundle_bytes / baseline.size_bytes for one in self._measured]),
+            ),
+            0.5,
+        )
+        self.volume = hypervolume(self._front, self.reference)
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether there is a best point to look for, beside the front."""
+        return self._goals.constraints != type(self._goals.constraints)()
+
+    def front_gain(self, forecast: Forecast) -> Floats:
+        """Expected gain in hypervolume of each candidate, as a share of what the front has."""
+        gains = np.zeros(len(forecast))
+        for quantile in _QUANTILES:
+            gains += hypervolume_gains(self._axes(forecast, quantile), self._front, self.reference)
+        return gains / len(_QUANTILES) / max(self.volume, 1e-12)
+
+    def best_gain(self, forecast: Forecast) -> Floats:
+        """Expected gain in what decides the best point, times the chance to keep every bound."""
+        kept = self.chance(forecast)
+        feasible = [one for one in self._measured if self._goals.feasible(one, self._baseline)]
+        if self._goals.constraints.only_drop:
+            fastest = min(
+                (one.latency.latency_ms / self._baseline.latency_ms for one in feasible), default=1.0
+            )
+            return kept * _expected_below(
+                np.log(forecast.latency), forecast.latency_sd / forecast.latency, math.log(fastest)
+            )
+        least = min((one.accuracy.drop for one in feasible), default=2.0 * self.max_drop)
+        return kept * _expected_below(forecast.drop, forecast.drop_sd, least) / self.max_drop
+
+    def chance(self, forecast: Forecast) -> Floats:
+        """Probability that each candidate keeps every bound."""
+        kept = np.ones(len(forecast))
+        if self._goals.constraints.max_accuracy_drop is not None:
+            kept *= norm.cdf((self.max_drop - forecast.drop) / np.maximum(forecast.drop_sd, 1e-9))
+        if self.max_latency is not None:
+            kept *= norm.cdf((self.max_latency - forecast.latency) / np.maximum(forecast.latency_sd, 1e-9))
+        for bound, ratio in ((self.max_size, forecast.size), (self.max_bundle, forecast.bundle)):
+            if bound is not None:
+                kept *= ratio <= bound
+        return kept
+
+    def excess(self, forecast: Forecast) -> Floats:
+        """By how much each candidate is expected to break its bounds, summed; for when none can be kept."""
+        total = np.zeros(len(forecast))
+        if self._goals.constraints.max_accuracy_drop is not None:
+            total += np.maximum(forecast.drop - self.max_drop, 0.0) / max(self.max_drop, 0.01)
+        pairs = (
+            (self.max_latency, forecast.latency),
+            (self.max_size, forecast.size),
+            (self.max_bundle, forecast.bundle),
+        )
+        for bound, ratio in pairs:
+            if bound is not None:
+                total += np.maximum(ratio / bound - 1.0, 0.0)
+        return total
+
+    def _axes(self, forecast: Forecast, quantile: float) -> Floats:
+        drop = forecast.drop + norm.ppf(quantile) * forecast.drop_sd
+        columns = {
+            Objective.ACCURACY: np.maximum(drop, 0.0),
+            Objective.LATENCY: np.log(forecast.latency),
+            Objective.SIZE: np.log(forecast.size),
+            Objective.STORAGE: np.log(forecast.bundle),
+        }
+        return np.column_stack([columns[objective] for objective in self._goals.objectives])
+
+
+def _over(bound: float | None, whole: float) -> float | None:
+    return None if bound is None else bound / whole
+
+
+def _top(bound: float | None) -> float:
+    # A hair above the budget, so that a point right at it counts.
+    return 1e-9 if bound is None else math.log(bound) + 1e-6
+
+
+def _expected_below(mean: Floats, sd: Floats, level: float) -> Floats:
+    """Expectation of max(level - X, 0) for normal X."""
+    spread = np.maximum(sd, 1e-9)
+    z = (level - mean) / spread
+    expected: Floats = spread * (z * norm.cdf(z) + norm.pdf(z))
+    return expected

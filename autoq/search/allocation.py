@@ -1,0 +1,180 @@
+"""Allocation: the option of every slot that loses least within a budget of latency and of bytes.
+
+A multiple-choice knapsack with conversion costs between slots, solved as a mixed-integer linear program
+(HAWQ-V3, Yao 2021, has the like for bit widths alone):
+
+    min Σ sensitivity·x   s.t.   Σ latency·x + Σ border·y ≤ T,   Σ bytes·x ≤ B,   one option a slot,
+    y ≥ |z_writer − z_reader|,   z = whether the slot computes on integers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from autoq.core.choices import Rewrites
+from autoq.search.guide import Floats, Guide, Stitch
+from autoq.search.latency_model import Prices
+
+_OPTIONS = {"mip_rel_gap": 0.005, "node_limit": 60}  # nodes, not seconds: the same answer on any machine
+_THRIFT = 1e-3  # of latency and bytes against sensitivity: what costs nothing to save is saved
+_MAX_PER_KERNEL = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a stitch may take: None is no bound."""
+
+    latency: float | None = None  # ratio to the float model
+    n_bytes: float | None = None
+
+
+class Allocator:
+    """Solves for one float model, with fixed prices and sensitivities."""
+
+    def __init__(
+        self, guide: Guide, rewrites: Rewrites, costs: Sequence[Floats], prices: Prices, *, bundle: bool
+    ) -> None:
+        """Lay the program out.
+
+        Args:
+            guide: Slots, options and borders.
+            rewrites: Which float model.
+            costs: For each slot the divergence of every option.
+            prices: What the latency model says each option takes.
+            bundle: Whether bytes are those of the bundle, else of the deployed file.
+        """
+        self._guide, self._rewrites, self._prices = guide, rewrites, prices
+        self._fixed_bytes = float(guide.float_bundle_bytes if bundle else guide.float_size_bytes)
+        slots = guide.slots[rewrites]
+        self._n_slots = len(slots)
+        self._kept: list[tuple[int, int]] = []  # (slot, option) of every variable
+        self._bytes, self._latency, self._cost = [], [], []
+        for position, slot in enumerate(slots):
+            n_bytes = np.array(
+                [one.bundle_bytes if bundle else one.size_bytes for one in slot.options], np.float64
+            )
+            kernels = [one.kernel for one in slot.options]
+            for option in worth_having(kernels, costs[position], n_bytes):
+                self._kept.append((position, option))
+                self._bytes.append(n_bytes[option])
+                self._latency.append(prices.options[position][option])
+                self._cost.append(costs[position][option])
+
+    @cached_property
+    def _program(self) -> tuple[LinearConstraint, LinearConstraint | None]:
+        n, names = len(self._kept), {slot.name: at for at, slot in enumerate(self._guide.usual)}
+        pairs = [(names[one.writer], names[one.reader]) for one in self._guide.borders]
+        width = n + len(pairs)
+        slots = np.array([slot for slot, _ in self._kept])
+        once = coo_array((np.ones(n), (slots, np.arange(n))), shape=(self._n_slots, width))
+        one_each = LinearConstraint(once.tocsr(), 1.0, 1.0)
+        if not pairs:
+            return one_each, None
+        integer = np.array([self._guide.integer[slot][option] for slot, option in self._kept], np.float64)
+        rows, columns, values = [], [], []
+        for border, (writer, reader) in enumerate(pairs):
+            for row, sign in ((2 * border, 1.0), (2 * border + 1, -1.0)):
+                rows.append(row), columns.append(n + border), values.append(-1.0)
+                for slot, direction in ((writer, sign), (reader, -sign)):
+                    of_slot = np.flatnonzero((slots == slot) & (integer > 0))
+                    (
+                        rows.extend([row] * len(of_slot)),
+                        columns.extend(of_slot),
+                        values.extend([direction] * len(of_slot)),
+                    )
+        differ = coo_array((values, (rows, columns)), shape=(2 * len(pairs), width))
+        return one_each, LinearConstraint(differ.tocsr(), -np.inf, 0.0)
+
+    def solve(
+        self, budget: Budget, weights: Mapping[int, float] | None = None, *, cut: Sequence[Stitch] = ()
+    ) -> Stitch | None:
+        """Find the options that lose least within a budget; None where there are none.
+
+        Args:
+            budget: Latency and bytes.
+            weights: Factor on the sensitivity of some slots.
+            cut: Stitches that may not come out again.
+        """
+        cost = np.array(self._cost)
+        if weights:
+            cost = cost * np.array([weights.get(slot, 1.0) for slot, _ in self._kept])
+        scale = max(float(np.median([c for c in cost if c > 0] or [1.0])), 1e-12)
+        latency, n_bytes = np.array(self._latency), np.array(self._bytes)
+        thrift = latency + n_bytes / max(n_bytes.sum() / max(len(n_bytes), 1) * self._n_slots, 1.0)
+        goal = np.concatenate((cost / scale + _THRIFT * thrift, _THRIFT * self._prices.borders))
+        return self._solved(goal, budget, cut)
+
+    def latency_of(self, stitch: Stitch) -> float:
+        """Latency of a stitch by the prices, as a ratio to the float model."""
+        picked = zip(self._prices.options, stitch.options, strict=True)
+        total = self._prices.fixed + sum(float(prices[option]) for prices, option in picked)
+        names = {slot.name: at for at, slot in enumerate(self._guide.usual)}
+        for border, price in zip(self._guide.borders, self._prices.borders, strict=True):
+            ends = (names[border.writer], names[border.reader])
+            writes, reads = (self._guide.integer[at][stitch.options[at]] for at in ends)
+            total += float(price) if writes != reads else 0.0
+        return total
+
+    def fastest(self) -> Stitch | None:
+        """The options with the lowest latency."""
+        goal = np.concatenate((np.array(self._latency) + 1e-9 * np.array(self._bytes), self._prices.borders))
+        return self._solved(goal, Budget(), ())
+
+    def smallest(self) -> Stitch | None:
+        """The options with the fewest bytes."""
+        total = max(sum(self._bytes), 1.0)
+        goal = np.concatenate(
+            (np.array(self._bytes) / total + 1e-6 * np.array(self._latency), self._prices.borders * 1e-6)
+        )
+        return self._solved(goal, Budget(), ())
+
+    def _solved(self, goal: Floats, budget: Budget, cut: Sequence[Stitch]) -> Stitch | None:
+        n, width = len(self._kept), len(goal)
+        constraints = [one for one in self._program if one is not None]
+        if budget.latency is not None:
+            row = np.concatenate((self._latency, self._prices.borders))
+            constraints.append(LinearConstraint(row[None], -np.inf, budget.latency - self._prices.fixed))
+        if budget.n_bytes is not None:
+            row = np.concatenate((self._bytes, np.zeros(width - n))) / max(budget.n_bytes, 1.0)
+            left = 1.0 - self._fixed_bytes / max(budget.n_bytes, 1.0)
+            constraints.append(LinearConstraint(row[None], -np.inf, left))
+        for stitch in cut:
+            same = np.array([float(stitch.options[slot] == option) for slot, option in self._kept])
+            row = np.concatenate((same, np.zeros(width - n)))
+            constraints.append(
+                LinearConstraint(row[None], -np.inf, self._n_slots - max(1, self._n_slots // 20))
+            )
+        integrality = np.concatenate((np.ones(n), np.zeros(width - n)))
+        found = milp(
+            goal, constraints=constraints, integrality=integrality, bounds=Bounds(0.0, 1.0), options=_OPTIONS
+        )
+        if found.x is None:
+            return None
+        options = [0] * self._n_slots
+        best = np.full(self._n_slots, -1.0)
+        for value, (slot, option) in zip(found.x[:n], self._kept, strict=True):
+            if value > best[slot]:
+                best[slot], options[slot] = value, option
+        return Stitch(self._rewrites, tuple(options))
+
+
+def worth_having(kernels: Sequence[str], costs: Floats, n_bytes: Floats) -> list[int]:
+    """Options that no other of their kernel beats in both divergence and bytes, thinned out evenly."""
+    kept: list[int] = []
+    for kernel in dict.fromkeys(kernels):
+        mine = [index for index, one in enumerate(kernels) if one == kernel]
+        mine.sort(key=lambda index: (n_bytes[index], costs[index], index))
+        front: list[int] = []
+        for index in mine:
+            if not front or costs[index] < costs[front[-1]]:
+                front.append(index)
+        if len(front) > _MAX_PER_KERNEL:
+            front = [front[at] for at in np.linspace(0, len(front) - 1, _MAX_PER_KERNEL).round().astype(int)]
+        kept += front
+    return sorted(kept)

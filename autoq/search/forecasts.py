@@ -1,0 +1,128 @@
+"""What the trials so far foretell of candidates that nobody has run: divergence, drop, latency, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autoq.core.choices import Rewrites
+from autoq.core.measurements import Baseline, Measurement
+from autoq.evaluation.statistics import Z
+from autoq.search.acquisition import Forecast
+from autoq.search.drop_model import DropModel, Seen
+from autoq.search.guide import Floats, Guide, Stitch
+from autoq.search.latency_model import LatencyModel, Timing
+
+_LIKENESS = 0.3  # share of the divergence in which two candidates differ that makes them strangers
+_SHRINK = 0.3  # weight of "the sum is right" against trials that say it is not
+_DIVERGENCE_SPREAD = 0.2  # of a sum over slots, in logarithms
+
+
+class Forecaster:
+    """Pure: the same guide, sensitivities and trials foretell the same."""
+
+    def __init__(
+        self,
+        guide: Guide,
+        costs: Mapping[Rewrites, Sequence[Floats]],
+        baseline: Baseline,
+        trials: Sequence[tuple[Stitch, Measurement]],
+    ) -> None:
+        self._guide, self._costs, self._baseline = guide, costs, baseline
+        timings = [
+            Timing(stitch, probe.ratio, probe.error)
+            for probe in guide.latency_probes
+            if (stitch := guide.stitch(probe.candidate)) is not None
+        ]
+        self._trials = list(trials)
+        self.latency = LatencyModel(guide, [*timings, *(_timing(*trial, baseline) for trial in self._trials)])
+        self._told = [
+            (stitch, self.divergence_sum([stitch])[0], measurement.divergence)
+            for stitch, measurement in self._trials
+            if measurement.divergence is not None
+        ]
+        self.drop = DropModel([_seen(self._divergence_of(*trial), trial[1]) for trial in self._trials])
+        self._noise = _noise([measurement for _, measurement in self._trials])
+        self._size_factor = self._bytes_factor(bundle=False)
+        self._bundle_factor = self._bytes_factor(bundle=True)
+
+    def __call__(self, stitches: Sequence[Stitch]) -> Forecast:
+        """Foretell every stitch."""
+        divergence = self.divergence(stitches)
+        drop, drop_sd = self.drop.predict(divergence)
+        latency, latency_sd = self.latency.predict(stitches)
+        return Forecast(
+            drop,
+            np.hypot(drop_sd, self._noise),
+            latency,
+            latency_sd,
+            self.size(stitches) / self._baseline.size_bytes,
+            self.bundle(stitches) / self._baseline.size_bytes,
+        )
+
+    def size(self, stitches: Sequence[Stitch]) -> Floats:
+        """Bytes of the deployed file; (n,)."""
+        return self._guide.bytes_of(stitches, bundle=False) * self._size_factor
+
+    def bundle(self, stitches: Sequence[Stitch]) -> Floats:
+        """Bytes of the bundle; (n,)."""
+        return self._guide.bytes_of(stitches, bundle=True) * self._bundle_factor
+
+    def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
+        """Sum of what the slots of each stitch add; (n,)."""
+        return np.array([self._parts(stitch).sum() for stitch in stitches], np.float64)
+
+    def divergence(self, stitches: Sequence[Stitch]) -> Floats:
+        """The sum, corrected by how far it was off on trials that differ in little; (n,)."""
+        parts = np.array([self._parts(stitch) for stitch in stitches]).reshape(len(stitches), -1)
+        sums = parts.sum(axis=1)
+        weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
+        for stitch, foretold, measured in self._told:
+            if foretold <= 0 or measured <= 0:
+                continue
+            own = self._parts(stitch)
+            strange = np.abs(parts - own).sum(axis=1) / np.maximum(sums + own.sum(), 1e-30)
+            weight = np.exp(-strange / _LIKENESS)
+            weights += weight
+            logs += weight * np.log(measured / foretold)
+        corrected: Floats = sums * np.exp(logs / weights)
+        return corrected
+
+    def _parts(self, stitch: Stitch) -> Floats:
+        table = self._costs[stitch.rewrites]
+        return np.array([costs[option] for costs, option in zip(table, stitch.options, strict=True)])
+
+    def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:
+        return self.divergence_sum([stitch])[0] if measurement.divergence is None else measurement.divergence
+
+    def _bytes_factor(self, *, bundle: bool) -> float:
+        """What measured bytes are to the sum over slots, in the median of the trials."""
+        if not self._trials:
+            return 1.0
+        sums = self._guide.bytes_of([stitch for stitch, _ in self._trials], bundle=bundle)
+        sizes = [one.size.bundle_bytes if bundle else one.size.size_bytes for _, one in self._trials]
+        return float(np.median(np.array(sizes) / np.maximum(sums, 1.0)))
+
+
+def _timing(stitch: Stitch, measurement: Measurement, baseline: Baseline) -> Timing:
+    latency = measurement.latency
+    low, high = latency.latency_ms_ci
+    error = np.log(max(high, 1e-12) / max(low, 1e-12)) / (2 * Z)
+    return Timing(stitch, latency.latency_ms / baseline.latency_ms, float(max(error, 1e-3)))
+
+
+def _seen(divergence: float, measurement: Measurement) -> Seen:
+    accuracy = measurement.accuracy
+    error = 0.0 if accuracy.drop_ci is None else (accuracy.drop_ci[1] - accuracy.drop_ci[0]) / (2 * Z)
+    return Seen(divergence, accuracy.drop, error)
+
+
+def _noise(measurements: Sequence[Measurement]) -> float:
+    """Standard error that the drop of a good candidate is measured with."""
+    errors = [
+        (one.accuracy.drop_ci[1] - one.accuracy.drop_ci[0]) / (2 * Z)
+        for one in measurements
+        if one.accuracy.drop_ci is not None
+    ]
+    return float(np.quantile(errors, 0.25)) if errors else 0.0

@@ -1,0 +1,201 @@
+"""A model of latency, learnt from whole models around what the runtime's profile says of each kernel.
+
+A candidate's time, as a share of the float model's, is taken to be
+
+    t0 + Σ_slot β[slot, kernel] + γ · (share of tensors, by number and by elements, that are converted)
+
+The profile gives every β a mean. Measurements correct it by factors that kernels, slots of one op and
+shape, and single slots have of their own, each with a normal prior: Bayesian linear regression. The
+conversions are not optional: one int8 layer between floats is often slower than none, and tables that
+only add layers up cannot say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autoq.core.choices import Choice
+from autoq.search.guide import Floats, Guide, Option, Slot, Stitch
+
+# How many times faster than float a kernel is where nobody has profiled it: roughly, they are priors.
+_TYPICAL = {
+    "fp32": 1.0,
+    "fp16": 1.0,
+    "int8": 0.3,
+    "int8_s8": 0.5,
+    "int8_dynamic": 0.45,
+    "int8_weight": 0.75,
+    "int4_weight": 0.75,
+}
+_KERNEL_SD, _TIE_SD, _SLOT_SD = 0.25, 0.2, 0.15  # relative, of a slot's time
+_REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
+_REWRITE_SD = 0.05
+_CONVERSION_MEAN, _CONVERSION_SD = 0.05, 0.1  # of converting every tensor
+_MISFIT = 0.015  # what an additive model misses at best, relative
+_LEAST = 0.01  # of the float model's time: nothing is faster
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The measured latency of a stitch."""
+
+    stitch: Stitch
+    ratio: float  # of the float model's latency
+    error: float  # standard error of its logarithm
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the model says each part of a candidate costs, as shares of the float model's time."""
+
+    fixed: float
+    options: tuple[Floats, ...]  # for each slot (options,)
+    borders: Floats  # (borders,) of converting each tensor
+
+
+class LatencyModel:
+    """The posterior after some timings. Pure: the same guide and timings give the same model."""
+
+    def __init__(self, guide: Guide, timings: Sequence[Timing] = ()) -> None:
+        self._guide = guide
+        self._features = _Features(guide)
+        self._timings = list(timings)
+
+    def predict(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
+        """Return the mean ratio to the float model's latency, and its standard deviation; each (n,)."""
+        design = self._features.design(stitches)
+        mean = self._features.prior_mean(design) + design @ self._effects
+        scaled = design * self._features.sds
+        variance = (scaled**2).sum(axis=1)
+        if self._timings:
+            cross = scaled @ self._scaled.T
+            variance = variance - np.einsum("ij,ij->i", cross @ self._precision, cross)
+        mean = np.maximum(mean, _LEAST)
+        return mean, np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2)
+
+    @cached_property
+    def prices(self) -> dict[object, Prices]:
+        """Prices by rewrites."""
+        features, effects = self._features, self._effects
+        found: dict[object, Prices] = {}
+        for position, rewrites in enumerate(self._guide.rewrites):
+            options = tuple(np.maximum(one, 0.0) for one in features.option_prices(effects))
+            fixed = features.rest + effects[0] + effects[features.of_rewrites.start + position]
+            found[rewrites] = Prices(float(fixed), options, np.maximum(features.border_prices(effects), 0.0))
+        return found
+
+    @cached_property
+    def _scaled(self) -> Floats:
+        return self._features.design([one.stitch for one in self._timings]) * self._features.sds
+
+    @cached_property
+    def _precision(self) -> Floats:
+        ratios = np.array([one.ratio for one in self._timings])
+        errors = np.array([one.error for one in self._timings])
+        noise = ratios**2 * (errors**2 + _MISFIT**2)
+        inverse: Floats = np.linalg.inv(self._scaled @ self._scaled.T + np.diag(noise))
+        return inverse
+
+    @cached_property
+    def _effects(self) -> Floats:
+        """Posterior mean of every effect."""
+        if not self._timings:
+            return np.zeros(len(self._features.sds))
+        design = self._features.design([one.stitch for one in self._timings])
+        missed = np.array([one.ratio for one in self._timings]) - self._features.prior_mean(design)
+        effects: Floats = self._features.sds * (self._scaled.T @ (self._precision @ missed))
+        return effects
+
+
+class _Features:
+    """Effects of a guide: t0, rewrites, conversions, then kernels, ties and slots, times the slot's time."""
+
+    def __init__(self, guide: Guide) -> None:
+        self._guide = guide
+        slots = guide.usual
+        self._means = [_prior_means(slot, guide.kernel_ratios.get(slot.name, {})) for slot in slots]
+        float_share = sum(
+            float(means[index]) for means, index in zip(self._means, guide.float_options, strict=True)
+        )
+        self.rest = max(1.0 - float_share, 0.0)
+        self.of_rewrites = slice(1, 1 + len(guide.rewrites))
+        at = self.of_rewrites.stop
+        self._of_borders = slice(at, at + 2)
+        at += 2
+        index: dict[tuple[str, ...], int] = {}
+        sds: list[float] = [_REST_SD, *([_REWRITE_SD] * len(guide.rewrites)), _CONVERSION_SD, _CONVERSION_SD]
+        self._columns: list[np.ndarray[tuple[int, int], np.dtype[np.int64]]] = []  # (options, 3) of each slot
+        for slot in slots:
+            rows = []
+            for option in slot.options:
+                keys = [(option.kernel,), (option.kernel, slot.tie), (option.kernel, slot.tie, slot.name)]
+                for key, sd in zip(keys, (_KERNEL_SD, _TIE_SD, _SLOT_SD), strict=True):
+                    if key not in index:
+                        index[key] = at + len(index)
+                        sds.append(sd)
+                rows.append([index[key] for key in keys])
+            self._columns.append(np.array(rows, np.int64).reshape(len(slot.options), 3))
+        self.sds: Floats = np.array(sds)
+        names = {slot.name: position for position, slot in enumerate(slots)}
+        self._borders = [
+            (names[one.writer], names[one.reader], one.elements)
+            for one in guide.borders
+            if one.writer in names and one.reader in names
+        ]
+        total = sum(elements for *_, elements in self._borders) or 1.0
+        n_borders = len(self._borders) or 1
+        self._border_weights = np.array(
+            [[1.0 / n_borders, elements / total] for *_, elements in self._borders]
+        ).reshape(-1, 2)
+
+    def design(self, stitches: Sequence[Stitch]) -> Floats:
+        """Features of stitches, (n, effects)."""
+        table = np.array([one.options for one in stitches], np.int64).reshape(len(stitches), len(self._means))
+        rows = np.arange(len(stitches))
+        design = np.zeros((len(stitches), len(self.sds)))
+        design[:, 0] = 1.0
+        positions = [self._guide.rewrites.index(one.rewrites) for one in stitches]
+        design[rows, self.of_rewrites.start + np.array(positions, np.int64)] = 1.0
+        for slot, (means, columns) in enumerate(zip(self._means, self._columns, strict=True)):
+            time = means[table[:, slot]]
+            for kind in range(3):
+                design[rows, columns[table[:, slot], kind]] += time
+        integer = [flags[table[:, slot]] for slot, flags in enumerate(self._guide.integer)]
+        for (writer, reader, _), weights in zip(self._borders, self._border_weights, strict=True):
+            design[:, self._of_borders] += (integer[writer] != integer[reader])[:, None] * weights
+        return design
+
+    def prior_mean(self, design: Floats) -> Floats:
+        """Ratio that the profile alone foretells: each slot's time stands once under its own effect."""
+        kernels = np.zeros(len(self.sds))
+        kernels[[int(column) for columns in self._columns for column in set(columns[:, 2])]] = 1.0
+        converted = design[:, self._of_borders].sum(axis=1) * _CONVERSION_MEAN
+        mean: Floats = self.rest + design @ kernels + converted
+        return mean
+
+    def option_prices(self, effects: Floats) -> list[Floats]:
+        """What each option of each slot costs."""
+        return [
+            means * (1.0 + effects[columns].sum(axis=1))
+            for means, columns in zip(self._means, self._columns, strict=True)
+        ]
+
+    def border_prices(self, effects: Floats) -> Floats:
+        """What converting each tensor costs, in the order of the guide's borders."""
+        prices: Floats = self._border_weights @ (_CONVERSION_MEAN + effects[self._of_borders])
+        return prices
+
+
+def _prior_means(slot: Slot, profiled: Mapping[str, float]) -> Floats:
+    """Expected time of each option; options that were not profiled are set in relation to float."""
+    of_float = profiled.get("fp32", profiled.get("float", 0.0))
+    means = [profiled.get(one.kernel, of_float * _typical(one)) for one in slot.options]
+    return np.array(means, np.float64)
+
+
+def _typical(option: Option) -> float:
+    return _TYPICAL[option.what.format] if isinstance(option.what, Choice) else 1.0

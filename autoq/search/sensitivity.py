@@ -1,0 +1,223 @@
+"""Sensitivity: what each option of each slot costs the model's output, from local errors and a few runs.
+
+The divergence of a model is taken to be the sum of what its slots add, and what a layer adds to be
+proportional to the local errors of its weights and of its input, each with a factor of the layer's own:
+the second-order term of the loss with the Hessian replaced by a number (HAWQ-V2, Dong 2020). The factors
+are fitted to the measured divergence of models in which one layer is compressed; without any, one
+factor does for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from autoq.core.choices import Choice, Rewrites
+from autoq.search.guide import ErrorProbe, Floats, Guide, Slot
+
+MAX_PROBES = 96  # for each float model: more layers than that share theirs
+_PRIOR_WEIGHT = 0.1  # of the common factor, against a measured divergence
+_KINDS = ("weight", "static", "dynamic")
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """A model to run: some slots compressed, the rest float."""
+
+    rewrites: Rewrites
+    chosen: Mapping[str, int]  # slot -> option
+
+
+def plan_probes(guide: Guide, limit: int = MAX_PROBES) -> list[ProbePlan]:
+    """Choose the models whose divergence tells the factors apart.
+
+    For each kind of error a layer can have, one option in which that kind weighs most. Layers with
+    the largest local errors are compressed alone; where there are more than the limit allows, the rest
+    share theirs, neighbours in the graph together. The number of runs does not grow with the layers then.
+    A group of weightless ops is run int8 beside the layers that its integers come from.
+    """
+    plans: list[ProbePlan] = []
+    for rewrites, slots in guide.slots.items():
+        wanted = [
+            (slot, kind, index)
+            for slot in slots
+            if slot.is_layer
+            for kind, index in _telling_options(slot).items()
+        ]
+        if rewrites != guide.rewrites[0]:  # rewrites move outliers of activations: weights err as before
+            wanted = [one for one in wanted if one[1] != "weight"]
+        for together in _shared(wanted, limit):
+            plans.append(ProbePlan(rewrites, {slot.name: index for slot, _, index in together}))
+    return [*plans, *_op_plans(guide)]
+
+
+def sensitivities(guide: Guide) -> dict[Rewrites, list[Floats]]:
+    """Divergence that each option of each slot adds, per float model; fewer bits never look better.
+
+    Returns:
+        For each slot an array (options,), zero for float.
+    """
+    found = {}
+    factors_before: dict[str, Floats] = {}
+    for rewrites, slots in guide.slots.items():
+        probes = [probe for probe in guide.error_probes if probe.rewrites == rewrites]
+        factors = _factors(slots, probes, factors_before)
+        factors_before = factors_before or factors
+        ops = _op_costs(slots, probes)
+        found[rewrites] = [
+            _monotone(slot, _errors(slot) @ factors[slot.name]) if slot.is_layer else ops[slot.name]
+            for slot in slots
+        ]
+    return found
+
+
+def _telling_options(slot: Slot) -> dict[str, int]:
+    """For each kind of error the option in which it shows best."""
+    told: dict[str, int] = {}
+    errors = [(index, option) for index, option in enumerate(slot.options) if not option.is_float]
+    coarse = [
+        (one.weight_error, -one.activation_error, index)
+        for index, one in errors
+        if np.isfinite(one.weight_error)
+    ]
+    if coarse and max(coarse)[0] > 0:
+        told["weight"] = max(coarse)[-1]
+    for kind in ("static", "dynamic"):
+        fine = [
+            (one.weight_error, one.activation_error, index) for index, one in errors if one.error_kind == kind
+        ]
+        if fine:
+            told[kind] = min(fine)[-1]
+    if "weight" in told and told["weight"] in (told.get("static"), told.get("dynamic")):
+        del told["weight"]
+    return told
+
+
+def _shared(wanted: Sequence[tuple[Slot, str, int]], limit: int) -> Iterable[Sequence[tuple[Slot, str, int]]]:
+    """Put the options with the smallest errors together until no more than the limit are left to run."""
+    if len(wanted) <= limit:
+        return [[one] for one in wanted]
+
+    def error(one: tuple[Slot, str, int]) -> float:
+        option = one[0].options[one[2]]
+        return option.weight_error + option.activation_error
+
+    n_alone = limit // 2
+    ranked = sorted(range(len(wanted)), key=lambda at: -error(wanted[at]))
+    alone = set(ranked[:n_alone])
+    groups: list[list[tuple[Slot, str, int]]] = [[wanted[at]] for at in sorted(alone)]
+    for kind in _KINDS:  # a slot can be one thing at a time, so kinds are not mixed
+        rest = [wanted[at] for at in sorted(set(ranked) - alone) if wanted[at][1] == kind]
+        share = min(len(rest), max(1, round((limit - n_alone) * len(rest) / (len(wanted) - n_alone))))
+        groups += [
+            [rest[at] for at in part]
+            for part in np.array_split(np.arange(len(rest)), share or 1)
+            if len(part)
+        ]
+    return groups
+
+
+def _op_plans(guide: Guide) -> list[ProbePlan]:
+    """Each group of weightless ops in int8, beside all layers static, and those alone to compare with."""
+    groups = [
+        (slot, _int8_option(slot)) for slot in guide.usual if not slot.is_layer and len(slot.options) > 1
+    ]
+    static = static_everywhere(guide.usual)
+    if not groups or not static:
+        return []
+    rewrites = guide.rewrites[0]
+    return [
+        ProbePlan(rewrites, static),
+        *(ProbePlan(rewrites, {**static, slot.name: at}) for slot, at in groups),
+    ]
+
+
+def static_everywhere(slots: Iterable[Slot]) -> dict[str, int]:
+    """The gentlest static option of every layer that has one."""
+    found = {}
+    for slot in slots:
+        static = [
+            (one.weight_error + one.activation_error, index)
+            for index, one in enumerate(slot.options)
+            if slot.is_layer and one.error_kind == "static"
+        ]
+        if static:
+            found[slot.name] = min(static)[1]
+    return found
+
+
+def _int8_option(slot: Slot) -> int:
+    return next(index for index, option in enumerate(slot.options) if not option.is_float)
+
+
+def _errors(slot: Slot) -> Floats:
+    """Local errors of every option by kind: weights, static activations, dynamic ones; (options, 3)."""
+    table = np.zeros((len(slot.options), len(_KINDS)))
+    for row, option in zip(table, slot.options, strict=True):
+        row[0] = option.weight_error
+        if option.error_kind in ("static", "dynamic"):
+            row[_KINDS.index(option.error_kind)] = option.activation_error
+    # A format that cannot hold the weights at all is as bad as losing the layer.
+    return np.nan_to_num(table, nan=1.0, posinf=1.0)
+
+
+def _factors(
+    slots: Sequence[Slot], probes: Sequence[ErrorProbe], before: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """Fit each layer's factors to the probes that it took part in, with the common one as prior."""
+    tables = {slot.name: _errors(slot) for slot in slots if slot.is_layer}
+    of_layers = [probe for probe in probes if probe.chosen.keys() <= tables.keys()]
+    single = [probe for probe in of_layers if np.isfinite(probe.divergence)]
+    ratios = [
+        probe.divergence / total
+        for probe in single
+        if (total := sum(tables[name][index].sum() for name, index in probe.chosen.items())) > 0
+    ]
+    common = float(np.median(ratios)) if ratios else 1.0
+    factors = {}
+    for name in tables:
+        prior = before.get(name, np.full(len(_KINDS), max(common, 1e-12)))
+        rows, goals = (
+            [np.diag(_PRIOR_WEIGHT / np.maximum(prior, 1e-12))],
+            [np.full(len(_KINDS), _PRIOR_WEIGHT)],
+        )
+        for probe in single:
+            if name in probe.chosen and probe.divergence > 0:
+                total = np.sum([tables[one][index] for one, index in probe.chosen.items()], axis=0)
+                rows.append(total[None] / probe.divergence)
+                goals.append(np.ones(1))
+        factors[name] = nnls(np.concatenate(rows), np.concatenate(goals))[0]
+    return factors
+
+
+def _op_costs(slots: Sequence[Slot], probes: Sequence[ErrorProbe]) -> dict[str, Floats]:
+    """What each group adds in int8 to layers that are static already; unmeasured groups add nothing."""
+    layers = {slot.name for slot in slots if slot.is_layer}
+    measured = {frozenset(probe.chosen.items()): probe.divergence for probe in probes}
+    costs = {}
+    for slot in (one for one in slots if not one.is_layer):
+        costs[slot.name] = np.zeros(len(slot.options))
+        for probe in probes:
+            without = measured.get(frozenset(one for one in probe.chosen.items() if one[0] in layers))
+            if slot.name in probe.chosen and without is not None:
+                costs[slot.name][probe.chosen[slot.name]] = max(probe.divergence - without, 0.0)
+    return costs
+
+
+def _monotone(slot: Slot, costs: Floats) -> Floats:
+    """Raise options with fewer bits to the cost of those that differ in nothing but more bits."""
+    raised = costs.copy()
+    by_rest: dict[object, list[tuple[int, int]]] = {}
+    for index, option in enumerate(slot.options):
+        what = option.what
+        assert isinstance(what, Choice)
+        rest = (what.label, what.sparsity, what.rounding, what.grid, what.pruning, what.pattern)
+        by_rest.setdefault(rest, []).append((what.weight_bits, index))
+    for members in by_rest.values():
+        floor = 0.0
+        for _, index in sorted(members, reverse=True):
+            floor = raised[index] = max(floor, raised[index])
+    return raised

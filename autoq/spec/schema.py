@@ -212,6 +212,7 @@ class StrategySpec(Section):
     strategy: Strategy = "tpe"
     trial_timeout_s: Positive = 120.0
     trial_memory_mb: Count = 4096
+    racing: Flag = True  # stop scoring a candidate once it is ruled out; for metrics that are means
 
 
 class SearchSpec(Section):

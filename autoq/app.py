@@ -18,7 +18,7 @@ import numpy as np
 
 from autoq.calibrating import foreseeable, rewrites_of
 from autoq.core.digests import canonical_json
-from autoq.core.errors import StoreError, UnknownNameError
+from autoq.core.errors import ModelError, StoreError, UnknownNameError
 from autoq.core.measurements import Baseline
 from autoq.guiding import build_guide
 from autoq.home import Home
@@ -225,6 +225,7 @@ class App:
             else:
                 with runner.turn():  # starts the process of the trials, while MLflow wakes up
                     pass
+        _check_deterministic(baseline, ready.spec, listener)
         record = SearchRecord(
             name=ready.spec.name,
             spec=ready.spec.to_json(),
@@ -516,6 +517,26 @@ class _TrackingHook:
         assert baseline is not None
         feasible = measured is not None and self._goals.feasible(measured, baseline)
         self._tracker.log_trial(self._record, trial, feasible=feasible)
+
+
+def _check_deterministic(baseline: Baseline, spec: SearchSpec, listener: SearchListener) -> None:
+    """Say that a model's outputs change from run to run, and refuse if no drop so small can be told.
+
+    Raises:
+        ModelError: Two runs of the float model differ by more than the drop that is allowed.
+    """
+    if baseline.is_deterministic:
+        return
+    moved, bound = baseline.accuracy_jitter, spec.constraints.max_accuracy_drop
+    about = "two runs of the float model on the same data give different outputs"
+    if bound is not None and moved > bound:
+        raise ModelError(
+            f"{about}; the metric moves by {moved:.4g}, more than the allowed drop of {bound:g}",
+            hint="take the random operators out of the model, or allow a larger drop",
+        )
+    listener.on_note(
+        f"warning: {about}; the metric moved by {moved:.4g}, intervals are widened, candidates are not raced"
+    )
 
 
 def _plan(ready: Preparation, guide: Guide | None) -> Plan:

@@ -25,9 +25,10 @@ from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_all, digest_file
 from autoq.core.errors import ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.measurements import Baseline
-from autoq.evaluation.accuracy import OutputFiles
 from autoq.evaluation.batches import feeding_for, timing_feeds
+from autoq.evaluation.output_files import OutputFiles
 from autoq.evaluation.ports import Target
+from autoq.evaluation.racing import RacingSettings
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
@@ -198,9 +199,30 @@ def workbench_factory(ready: Preparation, sources: Mapping[Rewrites, Source], ho
         output=ready.output,
         timing=timing,
         seed=spec.search.seed,
+        racing=racing_settings(spec),
     )
     keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
     return WorkbenchFactory(home, keys, spec.target, data, settings)
+
+
+def racing_settings(spec: SearchSpec) -> RacingSettings | None:
+    """Say when scoring a candidate may stop: what the spec bounds, and what it trades off."""
+    bounds = spec.constraints
+    if not spec.search.racing:
+        return None
+    # Whoever is beaten on these and on accuracy is beaten for good: objectives, and whatever is bounded.
+    bounded = {
+        "latency": bounds.max_latency_ms is not None or bounds.max_latency_ratio is not None,
+        "size": bounds.max_size_bytes is not None,
+        "storage": bounds.max_bundle_bytes is not None,
+    }
+    return RacingSettings(
+        max_accuracy_drop=bounds.max_accuracy_drop,
+        max_latency_ms=bounds.max_latency_ms,
+        max_latency_ratio=bounds.max_latency_ratio,
+        seed=spec.search.seed,
+        axes=tuple(axis for axis, is_bound in bounded.items() if is_bound or axis in spec.objectives),
+    )
 
 
 def time_float_model(ready: Preparation) -> float:

@@ -77,8 +77,9 @@ def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
 
 def _figure_rows(point: Point) -> dict[str, str]:
     accuracy, latency, size = point.measurement.accuracy, point.measurement.latency, point.measurement.size
+    basis = f"{'the first ' if accuracy.is_estimate else ''}{accuracy.n_examples} examples"
     rows = {
-        "accuracy": f"{accuracy.value:.4f} on {accuracy.n_examples} examples",
+        "accuracy": f"{accuracy.value:.4f} on {basis}",
         "drop": wording.with_interval(accuracy.drop, accuracy.drop_ci, form="+.4f"),
         "latency": f"{wording.milliseconds(latency.latency_ms, latency.latency_ms_ci)} ms, "
         f"90th percentile {wording.milliseconds(latency.p90_ms)} ms",

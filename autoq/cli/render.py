@@ -86,9 +86,10 @@ def trials_table(outcome: Outcome, trials: Sequence[TrialRecord], metric: str) -
 
 
 def _brief_cells(measurement: Measurement) -> list[str]:
+    about = "~" if measurement.accuracy.is_estimate else ""  # its scoring was stopped early
     return [
-        f"{measurement.accuracy.value:.4f}",
-        f"{measurement.accuracy.drop:+.4f}",
+        f"{about}{measurement.accuracy.value:.4f}",
+        f"{about}{measurement.accuracy.drop:+.4f}",
         wording.milliseconds(measurement.latency.latency_ms),
         f"{measurement.latency.speedup:.2f}x",
         wording.megabytes(measurement.size.size_bytes),

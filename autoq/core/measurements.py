@@ -13,13 +13,16 @@ Interval = tuple[float, float]  # 95 %
 class Accuracy:
     """Score of one candidate on one split.
 
-    `drop` is positive when the candidate is worse than the baseline, whichever way the metric runs.
+    `drop` is positive when the candidate is worse than the baseline, whichever way the metric runs. An
+    estimate comes from the first examples of the split alone: the candidate lost its race, and drop and
+    value are the middle of the interval, or it is too slow to matter.
     """
 
     value: float
     drop: float
     drop_ci: Interval | None  # None where the metric is one number for the whole set
     n_examples: int
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Measurement:
     storage_only: tuple[str, ...] = ()  # layers whose bits save bytes but no time
     model_digest: str = ""  # of the measured model, byte for byte
     seconds: Mapping[str, float] = field(default_factory=dict)  # where the trial's time went
+    divergence: float | None = None  # from the float model's outputs; None if unknown or infinite
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""
@@ -67,6 +71,7 @@ class Measurement:
             tuple(data["storage_only"]),
             data["model_digest"],
             dict(data["seconds"]),
+            data.get("divergence"),
         )
 
 
@@ -81,6 +86,8 @@ class Baseline:
     size_bytes: int
     noise_floor: float  # half-width, as a fraction, of the A/A control
     test_accuracy: float | None = None
+    is_deterministic: bool = True  # whether two runs of one batch gave the same bits
+    accuracy_jitter: float = 0.0  # by how much a second run of the search split scored another value
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
 from autoq.core.data import Array, Split
-from autoq.core.digests import digest_arrays, digest_json
+from autoq.core.digests import digest_json
 from autoq.core.errors import DataError, ModelError, TrialError, UserError
 from autoq.core.measurements import Accuracy
-from autoq.evaluation.batches import CHUNK_EXAMPLES, Chunk, Feeding, run_split
+from autoq.evaluation.batches import (
+    CHUNK_EXAMPLES,
+    Chunk,
+    Feeding,
+    Piece,
+    cut_into_pieces,
+    run_pieces,
+    run_split,
+)
+from autoq.evaluation.contest import NEVER, Contest, Stopping
+from autoq.evaluation.divergence import divergences
 from autoq.evaluation.metrics import MetricSpec, Outputs, evaluate_metric
+from autoq.evaluation.order import N_DIVERGENCE, Positions, Scene, ScoringOrder, joined_by_shape
 from autoq.evaluation.ports import OutputCache, Session
-from autoq.evaluation.statistics import Values, mean_drop_estimate
-from autoq.variants.shelf import Shelf
-
-_log = logging.getLogger("autoq")
+from autoq.evaluation.scores import Score, compare
+from autoq.evaluation.statistics import Values
 
 _OUTPUTS_VERSION = 1  # part of every key; raise it when the same split is run in other chunks
-_DIGEST = "digest"  # entry of a file; those of outputs have a slash in their name
-_DISK_BYTES = 4 << 30
-_MAX_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """What a metric says of a model on a split."""
-
-    value: float
-    values: Values | None  # (n,) per example; None where the metric is one number
-    n_examples: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,15 @@ class KeptOutputs:
 
     cache: OutputCache
     origin: str  # digest of model and runtime
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What scoring a candidate found."""
+
+    accuracy: Accuracy
+    divergence: float | None  # None without an order, or where it is infinite
+    values: Values | None  # (n,) over the whole split; None if stopped, or not per example
 
 
 class SplitScorer:
@@ -58,6 +60,7 @@ class SplitScorer:
         *,
         output: str | None = None,
         kept: KeptOutputs | None = None,
+        order: ScoringOrder | None = None,
     ) -> None:
         """Load the metric; nothing is run yet.
 
@@ -67,6 +70,7 @@ class SplitScorer:
             feeding: How models are fed.
             output: The model's output that a built-in metric looks at.
             kept: What saves running the float model again; its scores are the same, bit by bit.
+            order: Of the split; with one, scoring can stop early, and divergence is measured.
 
         Raises:
             DataError: The metric needs labels, and the split has none.
@@ -80,9 +84,14 @@ class SplitScorer:
         self._function = metric.load(output)
         # A function of the user's sees every output, a built-in metric the one it looks at.
         self._output = output if metric.reference is None else None
+        self._watched = output  # what divergence looks at
         self._kept = kept
+        self._order = order
         self._reference: list[Outputs] | None = None  # by chunk
+        self._chunk_starts: list[int] = []
+        self._float_first = _FirstOutputs(() if order is None else order.first(N_DIVERGENCE))
         self._baseline: Score | None = None
+        self._jitter: Values | None = None  # (n,) what two runs of the float model differ by
 
     @property
     def baseline(self) -> Score:
@@ -102,25 +111,135 @@ class SplitScorer:
             ModelError: Its outputs hold NaN.
             UserError: The metric failed or broke its promise.
         """
-        chunks: Iterator[Chunk] | list[Chunk] = self._kept_or_run(session)
+        chunks: Iterator[Chunk] | list[Chunk] = self._float_first.tapped(self._kept_or_run(session))
         if self._metric.needs_reference:
             chunks = list(chunks)
             self._reference = [chunk.outputs for chunk in chunks]
+            self._chunk_starts = [chunk.start for chunk in chunks]
         self._baseline = self._score(chunks)
         return self._baseline
 
+    def is_repeatable(self, session: Session) -> bool:
+        """Run one batch twice and say whether the outputs are the same, bit by bit."""
+        piece = cut_into_pieces(self._split, self._feeding.batch_size)[0]
+        first, second = (
+            run_pieces(session, self._split, self._feeding, [piece], output=self._output)[0] for _ in range(2)
+        )
+        return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+
+    def measure_jitter(self, session: Session) -> float:
+        """Score the float model once more; what the runs differ by widens every interval from now on.
+
+        Returns:
+            The difference of the two scores, at least 0.
+
+        Raises:
+            ModelError: Its outputs hold NaN.
+            UserError: The metric failed or broke its promise.
+        """
+        first, again = self.baseline, self._score(self._float_chunks(session))
+        if first.values is not None and again.values is not None:
+            self._jitter = again.values - first.values
+        return abs(again.value - first.value)
+
     def accuracy(self, session: Session) -> Accuracy:
-        """Score a candidate and compare it with the baseline.
+        """Score a candidate on the whole split and compare it with the baseline.
 
         Raises:
             TrialError: Its outputs hold NaN, or the metric failed on them. It scored the float model, so
                 it is this candidate's outputs that it cannot cope with.
         """
+        return self.score(session).accuracy
+
+    def score(self, session: Session, stopping: Stopping = NEVER) -> Scored:
+        """Score a candidate, on the whole split unless it may stop, and say how far it diverges.
+
+        A score of the whole split is the same, bit by bit, whether it could have stopped or not. It
+        can only where the split has an order and the metric is a mean over examples.
+
+        Raises:
+            TrialError: Its outputs hold NaN, or the metric failed on them.
+        """
+        can_stop = self._order is not None and self._metric.scope == "example"
         try:
-            score = self._score(self._checked(session))
+            if self._order is None or not can_stop or stopping == NEVER:
+                return self._score_whole(session)
+            return self._score_in_order(session, self._order, stopping)
         except UserError as error:
             raise TrialError(str(error.args[0]), hint=error.hint) from error
-        return compare(self.baseline, score, self._metric)
+
+    def divergence(self, session: Session) -> float:
+        """Run the first examples of the order alone and return how far the outputs are from the float ones.
+
+        Raises:
+            TrialError: The outputs are not finite, or have another shape than the float model's.
+        """
+        first = _FirstOutputs(self._float_first.pieces)
+        for piece, outputs in self._run_checked(session, first.pieces):
+            first.add(piece, outputs)
+        divergence = self._divergence(first)
+        if divergence is None:
+            raise TrialError("the outputs have infinite values")
+        return divergence
+
+    def _score_whole(self, session: Session) -> Scored:
+        first = _FirstOutputs(self._float_first.pieces)
+        score = self._score(first.tapped(self._checked(session)))
+        accuracy = compare(self.baseline, score, self._metric, jitter=self._jitter)
+        return Scored(accuracy, self._divergence(first), score.values)
+
+    def _score_in_order(self, session: Session, order: ScoringOrder, stopping: Stopping) -> Scored:
+        first = _FirstOutputs(self._float_first.pieces)
+        contest = Contest(order, self._metric, self.baseline, stopping)
+        for block in order.blocks():
+            scenes = []
+            for piece, outputs in self._run_checked(session, block):
+                first.add(piece, outputs)
+                scenes.append(self._scene(piece, outputs))
+            for scene in joined_by_shape(scenes):
+                contest.values[scene.positions] = self._evaluate(
+                    scene.outputs, scene.reference, scene.labels, scene.positions
+                )
+            if (estimate := contest.verdict_after(block)) is not None:
+                return Scored(estimate, self._divergence(first), None)
+        score = Score(float(contest.values.mean()), contest.values, len(contest.values))
+        accuracy = compare(self.baseline, score, self._metric, jitter=self._jitter)
+        return Scored(accuracy, self._divergence(first), score.values)
+
+    def _scene(self, piece: Piece, outputs: Outputs) -> Scene:
+        batch = self._split.batches[piece.batch_index]
+        labels = None if batch.labels is None else batch.labels[piece.rows]
+        return Scene(piece.positions, outputs, self._reference_of(piece) or outputs, labels)
+
+    def _reference_of(self, piece: Piece) -> Outputs | None:
+        if self._reference is None:
+            return None
+        index = bisect_right(self._chunk_starts, piece.start) - 1
+        start = piece.start - self._chunk_starts[index]
+        return _rows(self._reference[index], start, piece.n_examples)
+
+    def _run_checked(
+        self, session: Session, pieces: Sequence[Piece]
+    ) -> Iterator[tuple[Piece, dict[str, Array]]]:
+        found = run_pieces(session, self._split, self._feeding, pieces, output=self._output)
+        for piece, outputs in zip(pieces, found, strict=True):
+            if name := _nan_output(outputs):
+                raise TrialError(f"output {name!r} has NaN")
+            yield piece, outputs
+
+    def _divergence(self, first: _FirstOutputs) -> float | None:
+        if not first.pieces:
+            return None
+        scenes = [
+            Scene(piece.positions, first.outputs[piece.start], self._float_first.outputs[piece.start], None)
+            for piece in first.pieces
+        ]
+        parts = [
+            divergences(scene.reference, scene.outputs, self._metric, output=self._watched)
+            for scene in joined_by_shape(scenes)
+        ]
+        mean = float(np.concatenate(parts).mean())
+        return mean if np.isfinite(mean) else None
 
     def _kept_or_run(self, session: Session) -> Iterator[Chunk]:
         if self._kept is None:
@@ -170,74 +289,46 @@ class SplitScorer:
         parts = []
         for index, chunk in enumerate(chunks):
             reference = chunk.outputs if self._reference is None else self._reference[index]
-            parts.append(self._evaluate(chunk.outputs, reference, chunk.labels, chunk.start))
+            positions = np.arange(chunk.start, chunk.start + chunk.n_examples)
+            parts.append(self._evaluate(chunk.outputs, reference, chunk.labels, positions))
         values = np.concatenate([np.atleast_1d(part) for part in parts])
         return Score(float(values.mean()), values, len(values))
 
     def _score_set(self, chunks: Sequence[Chunk]) -> Score:
         outputs = _joined([chunk.outputs for chunk in chunks], self._metric)
         reference = outputs if self._reference is None else _joined(self._reference, self._metric)
-        returned = self._evaluate(outputs, reference, self._split.labels, 0)
+        returned = self._evaluate(outputs, reference, self._split.labels, None)
         if isinstance(returned, float):
             return Score(returned, None, self._split.n_examples)
         return Score(float(returned.mean()), returned, len(returned))
 
     def _evaluate(
-        self, outputs: Outputs, reference: Outputs, labels: Array | None, start: int
+        self, outputs: Outputs, reference: Outputs, labels: Array | None, positions: Positions | None
     ) -> Values | float:
-        return evaluate_metric(self._metric, self._function, outputs, reference, labels, first_example=start)
+        return evaluate_metric(self._metric, self._function, outputs, reference, labels, positions=positions)
 
 
-class OutputFiles:
-    """An `OutputCache` in a folder: a file a split, least recently used first to go."""
+class _FirstOutputs:
+    """Outputs of the first batches of an order, picked out of whatever order they are run in."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = _MAX_BYTES, limit_bytes: int = _DISK_BYTES) -> None:
-        self._shelf = Shelf(folder, ".npz", limit_bytes=limit_bytes)
-        self._max_bytes = max_bytes
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self.outputs: dict[int, Outputs] = {}  # by the start of the batch
+        self._wanted = {piece.start for piece in pieces}
 
-    @property
-    def max_bytes(self) -> int:
-        """Size of outputs above which they are not kept."""
-        return self._max_bytes
+    def add(self, piece: Piece, outputs: Outputs) -> None:
+        """Take in the outputs of one batch, if it is one of the first."""
+        if piece.start in self._wanted:
+            # Copies: a metric of the user's may write to what it is shown.
+            self.outputs[piece.start] = {name: array.copy() for name, array in outputs.items()}
 
-    def load(self, key: str) -> list[dict[str, Array]] | None:
-        """Read outputs; a missing or broken file is a miss."""
-        if not self._shelf.has(key):
-            return None
-        try:
-            with self._shelf.path(key).open("rb") as file, np.load(file, allow_pickle=False) as entries:
-                arrays = {name: entries[name] for name in entries.files}
-            # A damaged index can lose entries without a word.
-            if str(arrays.pop(_DIGEST)) != digest_arrays(arrays):
-                raise ValueError("not what was written")
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile, ZlibError) as error:
-            _log.info("outputs kept under %s cannot be read, the float model is run again: %s", key, error)
-            return None
-        chunks: dict[str, dict[str, Array]] = {}
-        for entry, array in arrays.items():
-            index, _, name = entry.partition("/")
-            chunks.setdefault(index, {})[name] = array
-        return list(chunks.values())
-
-    def save(self, key: str, outputs: Sequence[Mapping[str, Array]]) -> None:
-        """Write outputs; what is no plain number is not kept, and a full disk is only logged."""
-        arrays = {
-            f"{index:06d}/{name}": array
-            for index, chunk in enumerate(outputs)
-            for name, array in chunk.items()
-        }
-        if not all(array.dtype.isbuiltin == 1 and array.dtype.kind in "biuf" for array in arrays.values()):
-            return
-        try:
-            self._shelf.save(key, lambda path: _write_arrays(path, arrays))
-        except OSError as error:
-            _log.warning("outputs of the float model are not kept: %s", error)
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    entries: dict[str, Any] = {**arrays, _DIGEST: np.array(digest_arrays(arrays))}
-    with path.open("wb") as file:
-        np.savez(file, **entries)
+    def tapped(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Pass chunks on."""
+        for chunk in chunks:
+            for piece in self.pieces:
+                if chunk.start <= piece.start < chunk.start + chunk.n_examples:
+                    self.add(piece, _rows(chunk.outputs, piece.start - chunk.start, piece.n_examples))
+            yield chunk
 
 
 def _labelled(outputs: Sequence[Mapping[str, Array]], split: Split) -> Iterator[Chunk]:
@@ -255,18 +346,12 @@ def _labelled(outputs: Sequence[Mapping[str, Array]], split: Split) -> Iterator[
         start += batch.n_examples
 
 
+def _rows(outputs: Outputs, start: int, n: int) -> dict[str, Array]:
+    return {name: array[start : start + n] for name, array in outputs.items()}
+
+
 def _n_rows(outputs: Mapping[str, Array]) -> int:
     return len(next(iter(outputs.values())))
-
-
-def compare(baseline: Score, candidate: Score, metric: MetricSpec) -> Accuracy:
-    """Derive the drop and its interval; the drop is positive where the candidate is worse."""
-    drop = metric.sign * (baseline.value - candidate.value)
-    if baseline.values is None or candidate.values is None:
-        return Accuracy(candidate.value, drop, None, candidate.n_examples)
-    estimate = mean_drop_estimate(metric.sign * (baseline.values - candidate.values), span=metric.span)
-    interval = None if estimate is None else (estimate.low, estimate.high)
-    return Accuracy(candidate.value, drop, interval, candidate.n_examples)
 
 
 def _nan_output(outputs: Outputs) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from autoq.core.data import Array, Feed, Split
 from autoq.core.errors import DataError, ModelError
@@ -20,6 +21,25 @@ Out = TypeVar("Out")
 
 # Outputs of so many examples are held before the metric is asked: few calls, little memory.
 CHUNK_EXAMPLES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One batch as it is fed."""
+
+    start: int  # position of its first example in the split
+    batch_index: int  # of the split
+    rows: slice  # of that batch
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Positions of its examples in the split."""
+        return np.arange(self.start, self.start + self.n_examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +142,35 @@ def run_split(
         batches = list(_in_order(lambda feed: _run(session, feed, feeding, output), feeds, feeding.n_workers))
         outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         yield Chunk(start, outputs, part.labels)
+
+
+def cut_into_pieces(split: Split, batch_size: int) -> list[Piece]:
+    """Return the batches that a split is fed in, in order; the same as `run_split` feeds."""
+    pieces, position = [], 0
+    for index, batch in enumerate(split.batches):
+        for start in range(0, batch.n_examples, batch_size):
+            rows = slice(start, min(start + batch_size, batch.n_examples))
+            pieces.append(Piece(position + start, index, rows))
+        position += batch.n_examples
+    return pieces
+
+
+def run_pieces(
+    session: Session, split: Split, feeding: Feeding, pieces: Sequence[Piece], *, output: str | None = None
+) -> list[dict[str, Array]]:
+    """Run some batches of a split; return the outputs of each, which are those of `run_split`.
+
+    Raises:
+        ModelError: There is no such output, or one has not a row per example.
+    """
+    feeds = (
+        feed
+        for piece in pieces
+        for feed in Split((split.batches[piece.batch_index].rows(piece.rows),), split.transform).feeds(
+            feeding.batch_size
+        )
+    )
+    return list(_in_order(lambda feed: _run(session, feed, feeding, output), feeds, feeding.n_workers))
 
 
 def _parts(split: Split, batch_size: int) -> Iterator[tuple[int, Split]]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from autoq.core.data import Array
 from autoq.core.errors import AutoqError, DataError, ModelError, TrialError, UserError
@@ -132,7 +133,7 @@ def evaluate_metric(
     reference: Outputs,
     labels: Array | None,
     *,
-    first_example: int = 0,
+    positions: npt.NDArray[np.int64] | None = None,
 ) -> Values | float:
     """Call a metric and check what it returns.
 
@@ -142,7 +143,7 @@ def evaluate_metric(
         outputs: The candidate's, each (n, ...).
         reference: The float model's.
         labels: (n, ...) or None.
-        first_example: Position of row 0 in the split, for messages.
+        positions: (n,) of the rows in the split, for messages; 0 to n - 1 by default.
 
     Returns:
         (n,) values, or one number where the scope is a set.
@@ -152,10 +153,12 @@ def evaluate_metric(
         UserError: The function raised, or returned something else than it promises.
     """
     n = len(next(iter(outputs.values())))
-    place = f"metric {spec.name}, examples {first_example} to {first_example + n - 1}"
+    if positions is None:
+        positions = np.arange(n)
+    place = f"metric {spec.name}, {_described(positions)}"
     try:
         returned = _call(function, outputs, reference, labels, place)
-        return _checked(returned, spec, n, place, first_example)
+        return _checked(returned, spec, place, positions)
     except UserError:
         _blame_infinities(outputs)
         raise
@@ -172,7 +175,15 @@ def _call(
         raise UserError(f"{place}: the function raised {describe_error(error)}") from error
 
 
-def _checked(returned: Any, spec: MetricSpec, n: int, place: str, first_example: int) -> Values | float:
+def _described(positions: npt.NDArray[np.int64]) -> str:
+    first, last = int(positions.min()), int(positions.max())
+    if last - first == len(positions) - 1:
+        return f"examples {first} to {last}"
+    return f"{len(positions)} examples between {first} and {last}"
+
+
+def _checked(returned: Any, spec: MetricSpec, place: str, positions: npt.NDArray[np.int64]) -> Values | float:
+    n = len(positions)
     try:
         values = np.asarray(returned, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -185,7 +196,7 @@ def _checked(returned: Any, spec: MetricSpec, n: int, place: str, first_example:
     bad = ~np.isfinite(values) | (values < low - _ROUNDING) | (values > high + _ROUNDING)
     if bad.any():
         row = int(np.argmax(bad))
-        which = "the set" if is_number else f"example {first_example + row}"
+        which = "the set" if is_number else f"example {positions[row]}"
         expected = "a finite value" if spec.bounds is None else f"a value in [{low:g}, {high:g}]"
         raise UserError(f"{place}: {float(values.reshape(-1)[row])!r} for {which}, expected {expected}")
     return float(values) if is_number else values

@@ -52,11 +52,18 @@ class TimingSettings:
     block_s: float = 0.05
     n_controls: int = 5  # repeats of the A/A control
     fixed_effort: bool = False  # spend all the time, whatever the pilot says: for comparing costs
+    probe_s: float = 1.0
+    probe_half_width: float = 0.02
 
     @property
     def search(self) -> Effort:
         """Effort of a trial."""
         return Effort(self.search_s, None if self.fixed_effort else self.search_half_width, self.block_s)
+
+    @property
+    def probe(self) -> Effort:
+        """Effort of a measurement that only informs the search."""
+        return Effort(self.probe_s, self.probe_half_width, self.block_s)
 
     @property
     def final(self) -> Effort:

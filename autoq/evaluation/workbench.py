@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,10 +14,14 @@ from autoq.core.digests import digest_json
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement, Size
 from autoq.evaluation.accuracy import KeptOutputs, SplitScorer
 from autoq.evaluation.batches import Feeding
+from autoq.evaluation.contest import NEVER, Opponent, Stopping
 from autoq.evaluation.faithful import check_faithful
 from autoq.evaluation.metered import MeteredSession
 from autoq.evaluation.metrics import MetricSpec
+from autoq.evaluation.order import ScoringOrder
 from autoq.evaluation.ports import Assembler, OutputCache, Session, Target
+from autoq.evaluation.racing import RacingSettings
+from autoq.evaluation.statistics import Values
 from autoq.evaluation.timing import Effort, TimingSettings, measure_control, measure_latency
 
 
@@ -39,6 +43,7 @@ class EvaluationSettings:
     output: str | None = None  # the one to score, where there are several
     timing: TimingSettings = field(default_factory=TimingSettings)
     seed: int = 0
+    racing: RacingSettings | None = None  # None scores every candidate on the whole split
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,15 @@ class FinalFigures:
 
     latency: Latency
     test: Accuracy | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A candidate that has been scored on the whole search split."""
+
+    accuracy: Accuracy
+    axes: Mapping[str, float]  # by their names in `RacingSettings`, all minimised
+    values: Values
 
 
 @dataclass
@@ -97,8 +111,12 @@ class Workbench:
         self._settings = settings
         self._float_model = assembler.float_model()
         kept = None if outputs is None else KeptOutputs(outputs, self._origin())
-        self._search = self._scorer(data.search, kept)
+        racing = settings.racing
+        seed = settings.seed if racing is None else racing.seed
+        order = ScoringOrder.of(data.search, settings.feeding.batch_size, seed=seed)
+        self._search = self._scorer(data.search, kept, order)
         self._test = None if data.test is None else self._scorer(data.test, kept)
+        self._known: list[_Known] = []
         self._float_session: Session | None = None
         self._baseline: Baseline | None = None
 
@@ -110,7 +128,9 @@ class Workbench:
             UserError: The metric failed.
         """
         session = self._opened_float_model()
+        is_deterministic = self._search.is_repeatable(session)
         score = self._search.score_baseline(session)
+        jitter = 0.0 if is_deterministic else self._search.measure_jitter(session)
         test = None if self._test is None else self._test.score_baseline(session).value
         settings = self._settings
         control = measure_control(
@@ -127,16 +147,21 @@ class Workbench:
             size_bytes=self._float_model.size_bytes,
             noise_floor=control.noise_floor,
             test_accuracy=test,
+            is_deterministic=is_deterministic,
+            accuracy_jitter=jitter,
         )
         return self._baseline
 
     def restore(self, baseline: Baseline) -> None:
         """Take up a baseline that was measured before; what candidates are compared with is run, or read."""
-        self._search.score_baseline(self._opened_float_model())
+        session = self._opened_float_model()
+        self._search.score_baseline(session)
+        if not baseline.is_deterministic:
+            self._search.measure_jitter(session)
         self._baseline = baseline
 
     def run_trial(self, candidate: Candidate) -> Measurement:
-        """Assemble and measure one candidate on the search split.
+        """Assemble and measure one candidate on the search split, or on as much of it as tells enough.
 
         `seconds` of the measurement: build, load, latency, accuracy, and inference, which is the part
         of latency and accuracy that the models themselves ran.
@@ -151,11 +176,43 @@ class Workbench:
         with self._loaded(built, parts) as session:
             with parts.timed("latency"):
                 latency = self._time(session, candidate, self._settings.timing.search)
+            size = Size(built.artifact.size_bytes, built.bundle_bytes)
             with parts.timed("accuracy"):
-                accuracy = self._search.accuracy(session)
-        size = Size(built.artifact.size_bytes, built.bundle_bytes)
-        digest = built.artifact.digest
-        return Measurement(accuracy, latency, size, built.storage_only, digest, parts.seconds)
+                scored = self._search.score(session, self._stopping(latency, size))
+        if scored.values is not None:
+            self._known.append(_Known(scored.accuracy, _axes(latency, size), scored.values))
+        return Measurement(
+            scored.accuracy,
+            latency,
+            size,
+            built.storage_only,
+            built.artifact.digest,
+            parts.seconds,
+            scored.divergence,
+        )
+
+    def measure_divergence(self, candidate: Candidate) -> float:
+        """Assemble a candidate and run it on the first examples alone; no labels, no clock.
+
+        Returns:
+            Distance from the float model, see `autoq.evaluation.divergence`.
+
+        Raises:
+            TrialError: The candidate failed, or its outputs are not finite.
+        """
+        built = self._assembler.assemble(candidate)
+        with self._loaded(built, _Parts()) as session:
+            return self._search.divergence(session)
+
+    def measure_latency(self, candidate: Candidate) -> Latency:
+        """Assemble a candidate and time it, shortly.
+
+        Raises:
+            TrialError: The candidate failed.
+        """
+        built = self._assembler.assemble(candidate)
+        with self._loaded(built, _Parts()) as session:
+            return self._time(session, candidate, self._settings.timing.probe)
 
     def run_final(self, candidate: Candidate) -> FinalFigures:
         """Check that the runtime is faithful to the candidate, time it for longer, score the test split.
@@ -184,9 +241,42 @@ class Workbench:
             scorer.score_baseline(self._opened_float_model())
         return scorer.accuracy(session)
 
-    def _scorer(self, split: Split, kept: KeptOutputs | None) -> SplitScorer:
+    def _scorer(
+        self, split: Split, kept: KeptOutputs | None, order: ScoringOrder | None = None
+    ) -> SplitScorer:
         settings = self._settings
-        return SplitScorer(split, settings.metric, settings.feeding, output=settings.output, kept=kept)
+        return SplitScorer(
+            split, settings.metric, settings.feeding, output=settings.output, kept=kept, order=order
+        )
+
+    def _stopping(self, latency: Latency, size: Size) -> Stopping:
+        """Say when scoring a candidate may stop, by what is known of it already."""
+        racing, baseline = self._settings.racing, self._baseline
+        assert baseline is not None, "the baseline is measured before any candidate"
+        # Values that change from run to run are no fixed population to draw from.
+        if racing is None or not baseline.is_deterministic:
+            return NEVER
+        if _is_too_slow(latency, baseline, racing):
+            return Stopping(n_max=racing.n_first)
+        if self._settings.metric.scope != "example" or self._settings.metric.span is None:
+            return NEVER
+        return Stopping(opponent=self._opponent(racing, _axes(latency, size, is_lower_bound=True)))
+
+    def _opponent(self, racing: RacingSettings, axes: Mapping[str, float]) -> Opponent | None:
+        """Return the baseline if a drop is allowed, else the most accurate candidate that costs no more.
+
+        It costs no more even at the lower end of the latency's interval: what loses to it is dominated.
+        """
+        if racing.max_accuracy_drop is not None:
+            values = self._search.baseline.values
+            return None if values is None else Opponent(values, racing.max_accuracy_drop, racing.alpha)
+        cheaper = [
+            known for known in self._known if all(known.axes[axis] <= axes[axis] for axis in racing.axes)
+        ]
+        if not cheaper:
+            return None
+        best = min(cheaper, key=lambda known: known.accuracy.drop)
+        return Opponent(best.values, 0.0, racing.alpha)
 
     def _origin(self) -> str:
         """Hash what decides a model's outputs, bit by bit, beside what it is fed.
@@ -218,3 +308,18 @@ class Workbench:
         ratio = measure_latency(session, baseline_session, self._data.timing_feeds, effort, seed=seed)
         session.seconds += baseline_session.seconds
         return ratio.as_latency(self._baseline)
+
+
+def _axes(latency: Latency, size: Size, *, is_lower_bound: bool = False) -> dict[str, float]:
+    latency_ms = latency.latency_ms_ci[0] if is_lower_bound else latency.latency_ms
+    return {"latency": latency_ms, "size": size.size_bytes, "storage": size.bundle_bytes}
+
+
+def _is_too_slow(latency: Latency, baseline: Baseline, racing: RacingSettings) -> bool:
+    """Whether even the lower end of the interval is over the budget."""
+    fastest_ms = latency.latency_ms_ci[0]
+    over_ms = racing.max_latency_ms is not None and fastest_ms > racing.max_latency_ms
+    over_ratio = (
+        racing.max_latency_ratio is not None and fastest_ms / baseline.latency_ms > racing.max_latency_ratio
+    )
+    return over_ms or over_ratio

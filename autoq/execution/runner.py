@@ -12,7 +12,7 @@ from typing import Any
 
 from autoq.core.choices import Candidate
 from autoq.core.errors import TrialOutOfMemory, UserError
-from autoq.core.measurements import Baseline, Measurement
+from autoq.core.measurements import Baseline, Latency, Measurement
 from autoq.evaluation.clock import CLOCK_PATH, machine_clock
 from autoq.evaluation.workbench import FinalFigures, Workbench
 from autoq.execution.worker import ChildProcess
@@ -118,6 +118,26 @@ class ChildTrialRunner:
         """
         measurement: Measurement = self._measure("run_trial", candidate, timeout_s=self._limits.timeout_s)
         return measurement
+
+    def measure_divergence(self, candidate: Candidate) -> float:
+        """Say how far a candidate is from the float model on a few examples, without scoring or timing it.
+
+        Raises:
+            TrialError: As `run_trial`.
+            InfrastructureError: The child cannot be started.
+        """
+        divergence: float = self._measure("measure_divergence", candidate, timeout_s=self._limits.timeout_s)
+        return divergence
+
+    def measure_latency(self, candidate: Candidate) -> Latency:
+        """Time a candidate, shortly.
+
+        Raises:
+            TrialError: As `run_trial`.
+            InfrastructureError: The child cannot be started.
+        """
+        latency: Latency = self._measure("measure_latency", candidate, timeout_s=self._limits.timeout_s)
+        return latency
 
     def run_final(self, candidate: Candidate) -> FinalMeasurement:
         """Measure one candidate afresh and for longer, and score it on the test split if there is one.

@@ -225,7 +225,7 @@ class _Loop:
             self._n_since_front = 0 if self._joins_front(trial) else self._n_since_front + 1
 
     def _joins_front(self, trial: TrialRecord) -> bool:
-        if trial.measurement is None:
+        if trial.measurement is None or trial.measurement.accuracy.is_estimate:
             return False
         costs = self._plan.goals.costs(trial.measurement)
         if any(dominates(member, costs) or member == costs for member in self._front):

@@ -85,5 +85,7 @@ class Goals:
         return [measurement.accuracy.drop if o is Objective.ACCURACY else value for o, value in pairs]
 
     def feasible(self, measurement: Measurement, baseline: Baseline) -> bool:
-        """Whether every bound is kept."""
+        """Whether every bound is kept, for all that is known: an estimate was broken off, and never is."""
+        if measurement.accuracy.is_estimate:
+            return False
         return all(excess <= 0 for excess in self.constraints.violations(measurement, baseline).values())

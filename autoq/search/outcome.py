@@ -36,6 +36,8 @@ class Point:
             "accuracy_drop": accuracy.drop,
             "accuracy_drop_ci": accuracy.drop_ci,
             "n_examples": accuracy.n_examples,
+            "is_estimate": accuracy.is_estimate,
+            "divergence": self.measurement.divergence,
             "test_accuracy": test.value if test else None,
             "test_accuracy_drop": test.drop if test else None,
             "test_accuracy_drop_ci": test.drop_ci if test else None,
@@ -83,7 +85,7 @@ class Outcome:
                 f"search {self.record.name!r} measured no trial {which}",
                 hint="failed and repeated trials have no model; `autoq show` lists the trials",
             )
-        if not self.front:
+        if not self.points:
             raise UnknownNameError(f"search {self.record.name!r} has no measured trial to select from")
         if which == "best":
             return self._best_or_raise()
@@ -197,12 +199,13 @@ def finalists(outcome: Outcome, limit: int) -> list[Point]:
         latency = replace(point.measurement.latency, latency_ms=latency_ms)
         return outcome.goals.costs(replace(point.measurement, latency=latency))
 
-    optimistic = [costs(p, p.measurement.latency.latency_ms_ci[0]) for p in outcome.points]
-    cautious = [costs(p, p.measurement.latency.latency_ms_ci[1]) for p in outcome.points]
+    points = _known_in_full(outcome.points)
+    optimistic = [costs(p, p.measurement.latency.latency_ms_ci[0]) for p in points]
+    cautious = [costs(p, p.measurement.latency.latency_ms_ci[1]) for p in points]
     on_front = {point.trial.number for point in outcome.front}
     near = [
         point
-        for mine, point in zip(optimistic, outcome.points, strict=True)
+        for mine, point in zip(optimistic, points, strict=True)
         if not any(dominates(other, mine) for other in cautious)
     ]
     best = outcome.best or outcome.nearest
@@ -275,11 +278,18 @@ def _costs(points: Sequence[Point], goals: Goals) -> np.ndarray[Any, np.dtype[np
 def _front(points: Sequence[Point], feasible: Sequence[Point], goals: Goals) -> list[Point]:
     """Points that no other beats; a feasible one is only beaten by another feasible one.
 
-    Otherwise a bound on what is no objective could push every feasible point off the front.
+    Otherwise a bound on what is no objective could push every feasible point off the front. Estimates
+    are no members and beat nobody.
     """
+    points = _known_in_full(points)
     overall = [points[row] for row in front_rows(_costs(points, goals))]
     kept = [feasible[row] for row in front_rows(_costs(feasible, goals))]
     return [*kept, *(point for point in overall if not point.feasible)]
+
+
+def _known_in_full(points: Sequence[Point]) -> list[Point]:
+    """Leave out the points whose accuracy is an estimate."""
+    return [point for point in points if not point.measurement.accuracy.is_estimate]
 
 
 def _nearest(points: Sequence[Point], goals: Goals, baseline: Baseline | None) -> Point:

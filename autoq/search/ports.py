@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autoq.core.choices import Candidate
-from autoq.core.measurements import Baseline, Measurement
+from autoq.core.measurements import Baseline, Latency, Measurement
 from autoq.search.outcome import Point
 from autoq.search.records import FinalMeasurement, SearchRecord, TrialRecord
 
@@ -159,6 +159,22 @@ class TrialRunner(Protocol):
 
     def run_trial(self, candidate: Candidate) -> Measurement:
         """Assemble and measure one candidate on the search split.
+
+        Raises:
+            TrialError: The candidate failed; the runner is ready for the next one.
+        """
+        ...
+
+    def measure_divergence(self, candidate: Candidate) -> float:
+        """Say how far a candidate's outputs are from the float model's on a few examples, without labels.
+
+        Raises:
+            TrialError: The candidate failed; the runner is ready for the next one.
+        """
+        ...
+
+    def measure_latency(self, candidate: Candidate) -> Latency:
+        """Time a candidate, more shortly than a trial does.
 
         Raises:
             TrialError: The candidate failed; the runner is ready for the next one.

@@ -30,7 +30,7 @@ from autoq.spec.spaces import SpaceSpec
 
 MAX_OBJECTIVES = 3
 
-Strategy = Literal["tpe", "nsga2", "gp", "random"]
+Strategy = Literal["guided", "tpe", "nsga2", "gp", "random"]
 BuiltinMetric = Literal["top1", "top5", "fidelity"]
 Scope = Literal["example", "set"]
 Direction = Literal["maximize", "minimize"]
@@ -209,9 +209,10 @@ class StrategySpec(Section):
     time_budget_s: Positive | None = None
     patience: Count | None = None  # trials without a better front
     seed: Seed = 0
-    strategy: Strategy = "tpe"
+    strategy: Strategy = "guided"
     trial_timeout_s: Positive = 120.0
     trial_memory_mb: Count = 4096
+    racing: Flag = True  # stop scoring a candidate once it is ruled out; for metrics that are means
 
 
 class SearchSpec(Section):

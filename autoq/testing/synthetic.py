@@ -96,6 +96,18 @@ class SyntheticRunner:
             raise TrialError(reason)
         return synthetic_measurement(candidate)
 
+    def measure_divergence(self, candidate: Candidate) -> float:
+        """Return the candidate's divergence, which grows as its drop does."""
+        if reason := self._fail(candidate):
+            raise TrialError(reason)
+        return synthetic_divergence(candidate)
+
+    def measure_latency(self, candidate: Candidate) -> Latency:
+        """Return the candidate's latency."""
+        if reason := self._fail(candidate):
+            raise TrialError(reason)
+        return synthetic_measurement(candidate).latency
+
     def run_final(self, candidate: Candidate) -> FinalMeasurement:
         """Return the same latency again, and a test accuracy."""
         self.finals.append(candidate.digest)
@@ -149,4 +161,12 @@ def synthetic_measurement(candidate: Candidate) -> Measurement:
         latency=Latency(ms, (ms * 0.99, ms * 1.01), ms * 1.1, 1.0 / ms, (0.99 / ms, 1.01 / ms), 10),
         size=Size(int(size), int(size * 0.8)),
         seconds={"build": 0.001, "latency": 0.01, "accuracy": 0.02},
+        divergence=5.0 * max(drop, 0.0),
     )
+
+
+def synthetic_divergence(candidate: Candidate) -> float:
+    """Divergence of a candidate from the float model, as its measurement has it."""
+    divergence = synthetic_measurement(candidate).divergence
+    assert divergence is not None
+    return divergence

@@ -10,10 +10,12 @@ from tiny_bench import WEIGHT, linear_model, split_of
 
 from autoq.core.data import Array, Batch, Split
 from autoq.core.errors import DataError, ModelError, TrialError, UserError
-from autoq.evaluation.accuracy import KeptOutputs, OutputFiles, Score, SplitScorer, compare
+from autoq.evaluation.accuracy import KeptOutputs, SplitScorer
 from autoq.evaluation.batches import Feeding
 from autoq.evaluation.metrics import MetricSpec, builtin_metric
+from autoq.evaluation.output_files import OutputFiles
 from autoq.evaluation.ports import Session
+from autoq.evaluation.scores import Score, compare
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 
 TARGET = OnnxRuntimeTarget(threads=1, batch_size=16)

@@ -116,7 +116,9 @@ MINE = MetricSpec("mine", "m.py:mine", bounds=(0.0, 1.0))
 def test_what_a_metric_may_not_return_is_said_with_the_example(returned: object, problem: str) -> None:
     spec = MINE if returned is not None else MetricSpec("mine", "m.py:mine", scope="set")
     with pytest.raises(UserError, match=f"metric mine, examples 10 to 12: .*{problem}"):
-        evaluate_metric(spec, lambda *_: returned, rows(SCORES), {}, None, first_example=10)
+        evaluate_metric(
+            spec, lambda *_: returned, rows(SCORES), {}, None, positions=np.arange(10, 10 + len(SCORES))
+        )
 
 
 def test_a_metric_that_raises_is_named_with_its_error() -> None:

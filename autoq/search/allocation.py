@@ -77,17 +77,17 @@ class Allocator:
         if not pairs:
             return one_each, None
         integer = np.array([self._guide.integer[slot][option] for slot, option in self._kept], np.float64)
-        rows, columns, values = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
         for border, (writer, reader) in enumerate(pairs):
             for row, sign in ((2 * border, 1.0), (2 * border + 1, -1.0)):
-                rows.append(row), columns.append(n + border), values.append(-1.0)
+                terms = [(n + border, -1.0)]
                 for slot, direction in ((writer, sign), (reader, -sign)):
-                    of_slot = np.flatnonzero((slots == slot) & (integer > 0))
-                    (
-                        rows.extend([row] * len(of_slot)),
-                        columns.extend(of_slot),
-                        values.extend([direction] * len(of_slot)),
-                    )
+                    terms += [(int(at), direction) for at in np.flatnonzero((slots == slot) & (integer > 0))]
+                rows += [row] * len(terms)
+                columns += [column for column, _ in terms]
+                values += [value for _, value in terms]
         differ = coo_array((values, (rows, columns)), shape=(2 * len(pairs), width))
         return one_each, LinearConstraint(differ.tocsr(), -np.inf, 0.0)
 

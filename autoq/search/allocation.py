@@ -1,10 +1,14 @@
 """Allocation: the option of every slot that loses least within a budget of latency and of bytes.
 
-A multiple-choice knapsack with conversion costs between slots, solved as a mixed-integer linear program
-(HAWQ-V3, Yao 2021, has the like for bit widths alone):
+A multiple-choice knapsack with conversion costs between slots (HAWQ-V3, Yao 2021, has the like for bit
+widths alone):
 
     min Σ sensitivity·x   s.t.   Σ latency·x + Σ border·y ≤ T,   Σ bytes·x ≤ B,   one option a slot,
     y ≥ |z_writer − z_reader|,   z = whether the slot computes on integers
+
+Its linear relaxation is solved, and rounded: with two budgets it leaves a few slots undecided (Sinha &
+Zoltners 1979), each takes the option it has most of. What comes out may be over its budget by a part of
+one slot, which is nothing to a search that asks for dozens of budgets, and comes out in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ from autoq.core.choices import Rewrites
 from autoq.search.guide import Floats, Guide, Stitch
 from autoq.search.latency_model import Prices
 
-_OPTIONS = {"mip_rel_gap": 0.005, "node_limit": 60}  # nodes, not seconds: the same answer on any machine
 _THRIFT = 1e-3  # of latency and bytes against sensitivity: what costs nothing to save is saved
 _MAX_PER_KERNEL = 12
 
@@ -91,15 +94,12 @@ class Allocator:
         differ = coo_array((values, (rows, columns)), shape=(2 * len(pairs), width))
         return one_each, LinearConstraint(differ.tocsr(), -np.inf, 0.0)
 
-    def solve(
-        self, budget: Budget, weights: Mapping[int, float] | None = None, *, cut: Sequence[Stitch] = ()
-    ) -> Stitch | None:
+    def solve(self, budget: Budget, weights: Mapping[int, float] | None = None) -> Stitch | None:
         """Find the options that lose least within a budget; None where there are none.
 
         Args:
             budget: Latency and bytes.
             weights: Factor on the sensitivity of some slots.
-            cut: Stitches that may not come out again.
         """
         cost = np.array(self._cost)
         if weights:
@@ -108,7 +108,7 @@ class Allocator:
         latency, n_bytes = np.array(self._latency), np.array(self._bytes)
         thrift = latency + n_bytes / max(n_bytes.sum() / max(len(n_bytes), 1) * self._n_slots, 1.0)
         goal = np.concatenate((cost / scale + _THRIFT * thrift, _THRIFT * self._prices.borders))
-        return self._solved(goal, budget, cut)
+        return self._solved(goal, budget)
 
     def latency_of(self, stitch: Stitch) -> float:
         """Latency of a stitch by the prices, as a ratio to the float model."""
@@ -124,7 +124,7 @@ class Allocator:
     def fastest(self) -> Stitch | None:
         """The options with the lowest latency."""
         goal = np.concatenate((np.array(self._latency) + 1e-9 * np.array(self._bytes), self._prices.borders))
-        return self._solved(goal, Budget(), ())
+        return self._solved(goal, Budget())
 
     def smallest(self) -> Stitch | None:
         """The options with the fewest bytes."""
@@ -132,9 +132,9 @@ class Allocator:
         goal = np.concatenate(
             (np.array(self._bytes) / total + 1e-6 * np.array(self._latency), self._prices.borders * 1e-6)
         )
-        return self._solved(goal, Budget(), ())
+        return self._solved(goal, Budget())
 
-    def _solved(self, goal: Floats, budget: Budget, cut: Sequence[Stitch]) -> Stitch | None:
+    def _solved(self, goal: Floats, budget: Budget) -> Stitch | None:
         n, width = len(self._kept), len(goal)
         constraints = [one for one in self._program if one is not None]
         if budget.latency is not None:
@@ -144,16 +144,7 @@ class Allocator:
             row = np.concatenate((self._bytes, np.zeros(width - n))) / max(budget.n_bytes, 1.0)
             left = 1.0 - self._fixed_bytes / max(budget.n_bytes, 1.0)
             constraints.append(LinearConstraint(row[None], -np.inf, left))
-        for stitch in cut:
-            same = np.array([float(stitch.options[slot] == option) for slot, option in self._kept])
-            row = np.concatenate((same, np.zeros(width - n)))
-            constraints.append(
-                LinearConstraint(row[None], -np.inf, self._n_slots - max(1, self._n_slots // 20))
-            )
-        integrality = np.concatenate((np.ones(n), np.zeros(width - n)))
-        found = milp(
-            goal, constraints=constraints, integrality=integrality, bounds=Bounds(0.0, 1.0), options=_OPTIONS
-        )
+        found = milp(goal, constraints=constraints, bounds=Bounds(0.0, 1.0))
         if found.x is None:
             return None
         options = [0] * self._n_slots

@@ -24,7 +24,7 @@ class Decoder:
         self._guide, self._bundle = guide, bundle
         self.allocator = Allocator(guide, rewrites, costs, prices, bundle=bundle)
 
-    def decode(self, genes: Mapping[str, Any], *, cut: Sequence[Stitch] = ()) -> Stitch | None:
+    def decode(self, genes: Mapping[str, Any]) -> Stitch | None:
         """Solve for the budgets and weights that genes ask for; None where that has no solution."""
         latency = n_bytes = None
         if "latency" in genes:
@@ -32,7 +32,7 @@ class Decoder:
         if "bytes" in genes:
             n_bytes = between(*self._bytes_range, float(genes["bytes"])) * _SLACK
         weights = slot_weights(genes, len(self._guide.usual))
-        return self.allocator.solve(Budget(latency, n_bytes), weights, cut=cut)
+        return self.allocator.solve(Budget(latency, n_bytes), weights)
 
     @cached_property
     def _ends(self) -> list[Stitch]:

@@ -188,13 +188,24 @@ class Guide:
 
     def bytes_of(self, stitches: Sequence[Stitch], *, bundle: bool) -> Floats:
         """Bytes of each stitch's bundle, or of its deployed file; (n,)."""
-        fixed = self.float_bundle_bytes if bundle else self.float_size_bytes
-        totals = []
-        for stitch in stitches:
-            picked = zip(self.slots[stitch.rewrites], stitch.options, strict=True)
-            chosen = [slot.options[index] for slot, index in picked]
-            totals.append(fixed + sum(one.bundle_bytes if bundle else one.size_bytes for one in chosen))
-        return np.array(totals, np.float64)
+        totals = np.full(len(stitches), float(self.float_bundle_bytes if bundle else self.float_size_bytes))
+        for rewrites, tables in self._bytes.items():
+            rows = [row for row, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
+            options = np.array([stitches[row].options for row in rows], np.int64).reshape(len(rows), -1)
+            for slot, table in enumerate(tables):
+                totals[rows] += table[options[:, slot], int(bundle)] if rows else 0.0
+        return totals
+
+    @cached_property
+    def _bytes(self) -> dict[Rewrites, list[Floats]]:
+        """For each slot (options, 2): bytes of the file and of the bundle."""
+        return {
+            rewrites: [
+                np.array([[one.size_bytes, one.bundle_bytes] for one in slot.options], np.float64)
+                for slot in slots
+            ]
+            for rewrites, slots in self.slots.items()
+        }
 
     @cached_property
     def _positions(self) -> list[dict[Choice | Precision, int]]:

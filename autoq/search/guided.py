@@ -10,7 +10,7 @@ and what it turns out to be corrects the next forecast.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from autoq.search.forecasts import Forecaster
 from autoq.search.genes import gene_distributions, plain_genes
 from autoq.search.goals import Goals, Objective
 from autoq.search.guide import Floats, Guide, Stitch
-from autoq.search.neighbours import combined_changes, single_changes
+from autoq.search.neighbours import Change, all_changes, combined_changes, single_changes
 from autoq.search.proposals import Proposal
 from autoq.search.records import TrialRecord, TrialState
 from autoq.search.samplers import new_sampler, seed_of
@@ -34,12 +34,13 @@ from autoq.search.studies import study_of
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-_LATENCY_STEPS = (0.0, 0.15, 0.35, 0.6, 1.0)
-_BYTES_STEPS = (0.0, 0.12, 0.25, 0.4, 0.6, 1.0)
+_LATENCY_STEPS = (0.0, 0.08, 0.2, 0.35, 0.6, 1.0)
+_BYTES_STEPS = (0.0, 0.03, 0.06, 0.12, 0.18, 0.25, 0.4, 0.6, 1.0)
 _SEED_SHARE, _FLIP_SHARE = 0.4, 1 / 3  # of the trials after the anchors
-_N_ASKED = 3  # gene vectors decoded for one trial
+_N_ASKED = 8  # gene vectors decoded for one trial
 _BEST_EVERY = 3  # so often the best point is improved rather than the front
-_MAX_PARENTS = 8
+_WORTHWHILE = 0.005  # of speed, or of the allowed drop: less is not worth a trial of its own
+_MAX_PARENTS = 5
 _N_PAIRED = 10
 
 
@@ -50,7 +51,12 @@ class Idea:
     stitch: Stitch
     kind: str  # seed | genes | flip
     text: str
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    changes: Sequence[Change] = ()  # of a flip
+
+    def why(self, guide: Guide) -> str:
+        """Say it to people."""
+        return ", ".join([self.text, *(change.text(guide) for change in self.changes)])
 
 
 class GuidedStrategy:
@@ -141,8 +147,6 @@ class GuidedStrategy:
                 position = float(self._guide.rewrites.index(rewrites))
                 genes = plain_genes(self.distributions, latency=latency, bytes=n_bytes, rewrites=position)
                 stitch = decoder.decode(genes)
-                if stitch in found:  # another budget, the same answer: ask for the next best
-                    stitch = decoder.decode(genes, cut=[stitch])
                 if stitch is not None and stitch not in found:
                     text = (
                         f"least loss at {latency:.0%} of the latency and {n_bytes:.0%} of the bytes to be had"
@@ -178,15 +182,15 @@ class GuidedStrategy:
         worth = self._worth(self._measured(trials))
         ideas: dict[Stitch, Idea] = {}
         for parent, stitch in self._parents(trials)[:n_parents]:
-            singles = single_changes(self._guide, stitch, self._costs[stitch.rewrites], rng)
+            singles = single_changes(self._changes[stitch.rewrites], stitch, rng)
             gains = worth.front_gain(forecaster([one.apply(stitch) for one in singles]))
             ranked = [singles[at] for at in np.argsort(-gains, kind="stable")[:_N_PAIRED]]
-            for changes in [*([one] for one in singles), *combined_changes(ranked)]:
+            for changes in [*((one,) for one in singles), *combined_changes(ranked)]:
                 changed = stitch
                 for change in changes:
                     changed = change.apply(changed)
-                what = ", ".join(change.text(self._guide) for change in changes)
-                ideas.setdefault(changed, Idea(changed, "flip", f"trial {parent} with {what}", {}))
+                text = f"trial {parent} changed"
+                ideas.setdefault(changed, Idea(changed, "flip", text, changes=changes))
         return list(ideas.values())
 
     def _parents(self, trials: Sequence[TrialRecord]) -> list[tuple[int, Stitch]]:
@@ -209,9 +213,9 @@ class GuidedStrategy:
         return [(known[at][0], known[at][1]) for at in order]
 
     def _fresh(self, ideas: Sequence[Idea]) -> list[Idea]:
-        tried = {trial.digest for trial in self._trials}
+        tried = {self._guide.stitch(trial.candidate) for trial in self._trials}
         found = {idea.stitch: idea for idea in reversed(ideas)}  # of equal stitches the first
-        return [idea for stitch, idea in found.items() if self._guide.candidate(stitch).digest not in tried]
+        return [idea for stitch, idea in found.items() if stitch not in tried]
 
     # --- judging ---------------------------------------------------------------------------------
 
@@ -220,7 +224,7 @@ class GuidedStrategy:
             return "nearest", -worth.excess(forecast)
         if worth.has_bounds and number % _BEST_EVERY == 0:
             gain = worth.best_gain(forecast)
-            if gain.max() > 1e-6:
+            if gain.max() > _WORTHWHILE:
                 return "best", gain
         return "front", worth.front_gain(forecast)
 
@@ -257,7 +261,7 @@ class GuidedStrategy:
     ) -> Proposal:
         reasons = {
             "kind": idea.kind,
-            "why": idea.text,
+            "why": idea.why(self._guide),
             "aim": aim,
             "expected_gain": gain,
             "predicted_drop": float(forecast.drop[at]),
@@ -284,6 +288,12 @@ class GuidedStrategy:
         )
 
     # --- what is known ---------------------------------------------------------------------------
+
+    @cached_property
+    def _changes(self) -> dict[Rewrites, list[Change]]:
+        return {
+            rewrites: all_changes(self._guide, rewrites, costs) for rewrites, costs in self._costs.items()
+        }
 
     @property
     def _weighs_bytes(self) -> bool:

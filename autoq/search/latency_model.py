@@ -68,13 +68,13 @@ class LatencyModel:
     def predict(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """Return the mean ratio to the float model's latency, and its standard deviation; each (n,)."""
         design = self._features.design(stitches)
-        mean: Floats = self._features.prior_mean(design) + design @ self._effects
+        foretold = self._features.prior_mean(design) + design @ self._effects
         scaled = design * self._features.sds
         variance: Floats = (scaled**2).sum(axis=1)
         if self._timings:
             cross = scaled @ self._scaled.T
             variance -= np.einsum("ij,ij->i", cross @ self._precision, cross)
-        mean = np.maximum(mean, _LEAST)
+        mean: Floats = np.maximum(foretold, _LEAST)
         sd: Floats = np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2)
         return mean, sd
 

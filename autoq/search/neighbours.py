@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from autoq.core.choices import Rewrites
 from autoq.search.allocation import worth_having
 from autoq.search.guide import Floats, Guide, Stitch
 
@@ -33,20 +34,22 @@ class Change:
         return f"{slot.name}: {slot.options[self.option].what}"
 
 
-def single_changes(
-    guide: Guide, stitch: Stitch, costs: Sequence[Floats], rng: np.random.Generator
-) -> list[Change]:
-    """Every option worth having of every slot, but for the one it has."""
-    changes = [
+def all_changes(guide: Guide, rewrites: Rewrites, costs: Sequence[Floats]) -> list[Change]:
+    """Every option worth having of every slot."""
+    return [
         Change(at, option)
-        for at, slot in enumerate(guide.slots[stitch.rewrites])
+        for at, slot in enumerate(guide.slots[rewrites])
         for option in worth_having(
             [one.kernel for one in slot.options],
             costs[at],
             np.array([one.bundle_bytes for one in slot.options], np.float64),
         )
-        if option != stitch.options[at]
     ]
+
+
+def single_changes(changes: Sequence[Change], stitch: Stitch, rng: np.random.Generator) -> Sequence[Change]:
+    """Those changes that change a stitch, or a draw of them."""
+    changes = [one for one in changes if one.option != stitch.options[one.slot]]
     if len(changes) <= _MAX_CHANGES:
         return changes
     drawn = sorted(rng.choice(len(changes), _MAX_CHANGES, replace=False))

@@ -70,13 +70,12 @@ class LatencyModel:
         design = self._features.design(stitches)
         foretold = self._features.prior_mean(design) + design @ self._effects
         scaled = design * self._features.sds
-        variance: Floats = (scaled**2).sum(axis=1)
+        variance = np.asarray((scaled**2).sum(axis=1), np.float64)
         if self._timings:
             cross = scaled @ self._scaled.T
             variance -= np.einsum("ij,ij->i", cross @ self._precision, cross)
         mean: Floats = np.maximum(foretold, _LEAST)
-        sd: Floats = np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2)
-        return mean, sd
+        return mean, np.asarray(np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2))
 
     @cached_property
     def prices(self) -> dict[object, Prices]:
@@ -98,8 +97,7 @@ class LatencyModel:
         ratios = np.array([one.ratio for one in self._timings])
         errors = np.array([one.error for one in self._timings])
         noise = ratios**2 * (errors**2 + _MISFIT**2)
-        inverse: Floats = np.linalg.inv(self._scaled @ self._scaled.T + np.diag(noise))
-        return inverse
+        return np.asarray(np.linalg.inv(self._scaled @ self._scaled.T + np.diag(noise)), np.float64)
 
     @cached_property
     def _effects(self) -> Floats:

@@ -25,6 +25,8 @@ from autoq.search.strategies import create_strategy
 
 MAX_REPEATS = 50  # in a row: the space has nothing new, or the sampler cannot find it
 MAX_FIRST_FAILURES = 10
+# Share of what is being improved that a forecast has to promise to count as a gain, where there is one.
+_LEAST_GAIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Plan:
     n_trials: int
     seed: int = 0
     time_budget_s: float | None = None  # of trials, over all sessions of the search
-    patience: int | None = None  # counted trials without a new member of the front
+    patience: int | None = None  # counted trials that gain the front nothing, or promised next to nothing
     guide: Guide | None = None  # what the guided strategy starts from
 
 
@@ -114,7 +116,7 @@ class _Loop:
         self._strategy = create_strategy(plan, record.baseline)
         self._first: dict[str, TrialRecord] = {}  # by digest
         self._front: list[list[float]] = []
-        self._n_since_front = 0
+        self._n_without_gain = 0
         self.trials: list[TrialRecord] = []
         self.n_counted = 0
         for trial in services.ledger.load_trials(record.name):
@@ -137,9 +139,10 @@ class _Loop:
         if self._n_repeats >= MAX_REPEATS:
             return Stop(StopReason.EXHAUSTED, f"space exhausted: {MAX_REPEATS} proposals in a row were known")
         anchors_done = len(self.trials) >= len(plan.anchors)
-        if plan.patience is not None and anchors_done and self._n_since_front >= plan.patience:
+        if plan.patience is not None and anchors_done and self._n_without_gain >= plan.patience:
             return Stop(
-                StopReason.PATIENCE, f"no new point on the front in the last {self._n_since_front} trials"
+                StopReason.PATIENCE,
+                f"no new point on the front, or none to be expected, in the last {plan.patience} trials",
             )
         if self._services.should_stop():
             return Stop(StopReason.INTERRUPTED, f"interrupted after {self.n_counted} trials")
@@ -222,7 +225,8 @@ class _Loop:
         if trial.state is not TrialState.REPEATED:
             self.n_counted += 1
             self._first.setdefault(trial.digest, trial)
-            self._n_since_front = 0 if self._joins_front(trial) else self._n_since_front + 1
+            gained = self._joins_front(trial) and trial.reasons.get("expected_gain", 1.0) >= _LEAST_GAIN
+            self._n_without_gain = 0 if gained else self._n_without_gain + 1
 
     def _joins_front(self, trial: TrialRecord) -> bool:
         if trial.measurement is None or trial.measurement.accuracy.is_estimate:

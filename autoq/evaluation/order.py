@@ -33,7 +33,8 @@ class ScoringOrder:
     def of(split: Split, batch_size: int, *, seed: int) -> ScoringOrder:
         """Shuffle; a function of the arguments."""
         pieces = cut_into_pieces(split, batch_size)
-        shuffled = np.random.default_rng(seed).permutation(len(pieces))
+        # Not the shuffle that whoever made the split may have got from the same seed.
+        shuffled = np.random.default_rng((seed, len(pieces))).permutation(len(pieces))
         return ScoringOrder(tuple(pieces[index] for index in shuffled))
 
     @cached_property

@@ -253,6 +253,18 @@ def test_patience_counts_trials_since_the_front_last_grew(make_bench: MakeBench)
     assert len(counted) == max(new[-1] + 1 + 6, len(bench.plan.anchors))
 
 
+def test_an_estimate_never_grows_the_front(make_bench: MakeBench) -> None:
+    class AllStopped(SyntheticRunner):
+        def run_trial(self, candidate: Candidate) -> Measurement:
+            measurement = super().run_trial(candidate)
+            return replace(measurement, accuracy=replace(measurement.accuracy, is_estimate=True))
+
+    bench = make_bench("random", n_trials=1000, patience=3)
+    bench.runner = AllStopped()
+    assert bench.run().reason is StopReason.PATIENCE
+    assert len(bench.trials) == max(3, len(bench.plan.anchors))
+
+
 def test_patience_does_not_cut_the_anchors_short(make_bench: MakeBench) -> None:
     bench = make_bench(n_trials=1000, patience=1)
     bench.run()

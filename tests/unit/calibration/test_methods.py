@@ -183,7 +183,7 @@ def test_entropy_keeps_a_relu6_as_well_as_minmax_does(on_background: float) -> N
 
 def test_values_that_repeat_do_not_hide_a_tail_from_entropy() -> None:
     positive = draw("positive heavy tail", 200_000)
-    repeated = np.random.default_rng(5).choice(np.linspace(0.2, 1.5, 12), len(positive) // 5)
+    repeated = np.random.default_rng(5).choice([0.4, 2.1, 5.3], len(positive) // 5)
     _, alone = activation_range(summarize(positive), Calibration.ENTROPY)
     mixed = np.concatenate([positive, repeated.astype(np.float32)])
     _, with_repeats = activation_range(summarize(mixed), Calibration.ENTROPY)

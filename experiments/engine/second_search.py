@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def _run(bench: Path, name: str, folder: Path, search: str) -> dict[str, Any]:
     return {"start_s": trial.started_at - called_at, "parts_s": dict(record.preparation_s)}
 
 
-def _judged(name: str, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _judged(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     starts = [row["start_s"] for row in rows]
     middle = rows[int(np.argsort(starts)[len(starts) // 2])]
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in middle["parts_s"].items())

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from autoq.calibrating import foreseeable, rewrites_of
+from autoq.calibrating import build_candidate, foreseeable, rewrites_of
+from autoq.core.choices import Candidate, Rounding
 from autoq.core.digests import canonical_json
 from autoq.core.errors import ModelError, StoreError, UnknownNameError
 from autoq.core.measurements import Baseline
+from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
 from autoq.home import Home
+from autoq.launching import launch_trials
 from autoq.preparation import (
     Preparation,
     open_runner,
@@ -115,8 +118,17 @@ class App:
         resume: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
         on_estimate: Callable[[Estimate], None] = lambda estimate: None,
+        launched: ChildProcess[Any] | None = None,
     ) -> Outcome:
         """Search a model, or return the outcome of the same search when it is finished already.
+
+        Args:
+            spec: What to search.
+            listener: Told what happens.
+            resume: Whether to go on with a search that is there.
+            should_stop: Asked between measurements.
+            on_estimate: Told what the search will cost.
+            launched: Process of the trials, from `launch_trials`, where the caller started it ahead.
 
         Raises:
             UserError: Whatever the user can mend, before anything is stored.
@@ -124,18 +136,21 @@ class App:
         """
         known = self.ledger.load_search(spec.name)
         self._check_name(spec, known, resume=resume)
-        ready = prepare(spec, self.home, listener)
-        if known is not None:
-            _check_same_measure(known, ready)
-            if known.state is SearchState.FINISHED and not resume:
-                listener.on_note(
-                    f"search {spec.name!r} is finished already, this is what it found; "
-                    "--resume with more trials goes on"
-                )
-                return self.outcome(spec.name)
-        with self._owning(spec.name):
-            on_estimate(_estimate(ready))
-            return self._run(ready, self.ledger.load_search(spec.name), listener, should_stop)
+        with closing(launched or launch_trials(self.home.root)) as child:
+            ready = prepare(spec, self.home, listener)
+            if known is not None:
+                _check_same_measure(known, ready)
+                if known.state is SearchState.FINISHED and not resume:
+                    listener.on_note(
+                        f"search {spec.name!r} is finished already, this is what it found; "
+                        "--resume with more trials goes on"
+                    )
+                    return self.outcome(spec.name)
+            with self._owning(spec.name):
+                known = self.ledger.load_search(spec.name)
+                ready.baseline = known.baseline if known else self._recent_baseline(ready, listener)
+                on_estimate(_estimate(ready))
+                return self._run(ready, known, child, listener, should_stop)
 
     @contextmanager
     def _owning(self, name: str) -> Iterator[None]:
@@ -169,30 +184,36 @@ class App:
         self,
         ready: Preparation,
         known: SearchRecord | None,
+        child: ChildProcess[Any],
         listener: SearchListener,
         should_stop: Callable[[], bool],
     ) -> Outcome:
         spec = ready.spec
         tracker = self._tracker(listener)
         with ExitStack() as stack:
-            # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
-            with _meanwhile(tracker.prepare):
+            # MLflow's import, and its first database, take seconds: beside a first search's calibration
+            # they cost nothing, but they would be all that a second search waits for.
+            is_prepared = ready.baseline is not None
+            with nullcontext() if is_prepared else _meanwhile(tracker.prepare):
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
-                baseline = known.baseline if known else self._recent_baseline(ready, listener)
-                runner = stack.enter_context(open_runner(ready, sources, self.home, baseline))
-                record = (
-                    self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
-                )
+                runner = stack.enter_context(open_runner(ready, sources, self.home, child))
+                record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             guide = None
             if spec.search.strategy == GUIDED:
                 guide = build_guide(ready, sources, self.home, runner, listener)
                 record = record.but(preparation_s=dict(ready.seconds))
             _log.info("preparation took %s", _seconds_text(ready.seconds))
-            tracker.start_search(record)
             plan = _plan(ready, guide)
-            hooks = (_StudyHook(self.home, record, plan), _TrackingHook(tracker, record, spec))
-            services = Services(self.ledger, runner, listener, hooks, should_stop)
+            tracking = _TrackingHook(tracker, record, spec)
+            if not is_prepared:
+                tracking.open()
+            hooks = (_StudyHook(self.home, record, plan), tracking)
+
+            def build_ahead(candidate: Candidate) -> None:
+                build_candidate(self.home, sources, candidate)
+
+            services = Services(self.ledger, runner, listener, hooks, should_stop, build_ahead)
             stop = run_search(record, plan, services)
             if stop.state is SearchState.FINISHED:
                 outcome = run_finals(record.but(message=stop.message), plan, services)
@@ -213,17 +234,15 @@ class App:
                 return record.baseline
         return None
 
-    def _started(
-        self, ready: Preparation, runner: TrialRunner, listener: SearchListener, baseline: Baseline | None
-    ) -> SearchRecord:
+    def _started(self, ready: Preparation, runner: TrialRunner, listener: SearchListener) -> SearchRecord:
         """Measure the baseline, then store the search: what fails before that leaves nothing behind."""
-        created_at = time.time()
+        created_at, baseline = time.time(), ready.baseline
         with timed(ready.seconds, "baseline"):
             if baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
                 baseline = runner.measure_baseline()
             else:
-                with runner.turn():  # starts the process of the trials, while MLflow wakes up
+                with runner.turn():  # builds what the process of the trials needs, while MLflow wakes up
                     pass
         _check_deterministic(baseline, ready.spec, listener)
         record = SearchRecord(
@@ -505,14 +524,25 @@ class _TrackingHook:
 
     def __init__(self, tracker: ResilientTracker, record: SearchRecord, spec: SearchSpec) -> None:
         self._tracker, self._record, self._goals = tracker, record, spec.goals
+        self._is_open = False
+
+    def open(self) -> None:
+        """Open the run of the search, unless it is open."""
+        if not self._is_open:
+            self._tracker.start_search(self._record)
+            self._is_open = True
 
     def sync(self, trials: Sequence[TrialRecord]) -> None:
-        """Add the trials that MLflow has not heard of."""
+        """Add the trials that MLflow has not heard of; while there is none, MLflow is not woken up."""
+        if trials:
+            self.open()
         for trial in trials:
             self.on_trial_recorded(trial)
 
     def on_trial_recorded(self, trial: TrialRecord) -> None:
-        """Add one trial."""
+        """Add one trial; before the run is open they wait for the next `sync`."""
+        if not self._is_open:
+            return
         measured, baseline = trial.measurement, self._record.baseline
         assert baseline is not None
         feasible = measured is not None and self._goals.feasible(measured, baseline)
@@ -551,13 +581,14 @@ def _plan(ready: Preparation, guide: Guide | None) -> Plan:
         time_budget_s=search.time_budget_s,
         patience=search.patience,
         guide=guide,
+        finalist_rounding=None if search.finalist_rounding is None else Rounding(search.finalist_rounding),
     )
 
 
 def _estimate(ready: Preparation) -> Estimate:
     """Bound the cost from above: every trial takes the float model's time and the whole timing budget."""
     spec = ready.spec
-    run_s = time_float_model(ready)
+    run_s = time_float_model(ready) if ready.baseline is None else ready.baseline.latency_ms / 1e3
     n_runs = ready.data.search.n_examples / ready.target.batch_size
     trial_s = spec.timing.search_s + n_runs * run_s
     search_s = spec.search.trials * trial_s

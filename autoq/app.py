@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from autoq.calibrating import build_candidate, foreseeable, rewrites_of
-from autoq.core.choices import Candidate, Rounding
+from autoq.calibrating import Source, build_candidate, foreseeable, rewrites_of
+from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
 from autoq.core.errors import ModelError, StoreError, UnknownNameError
 from autoq.core.measurements import Baseline
+from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
 from autoq.home import Home
@@ -197,7 +198,7 @@ class App:
             with nullcontext() if is_prepared else _meanwhile(tracker.prepare):
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
-                runner = stack.enter_context(open_runner(ready, sources, self.home, child))
+                runner = stack.enter_context(self.open_runner(ready, sources, child))
                 record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             guide = None
             if spec.search.strategy == GUIDED:
@@ -221,6 +222,12 @@ class App:
                 outcome = self.outcome(spec.name)
         self._publish(outcome, stop, tracker, listener)
         return self.outcome(spec.name)
+
+    def open_runner(
+        self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
+    ) -> ChildTrialRunner:
+        """Make the runner of a search's trials: the one part of a search that a subclass may want its own of."""
+        return open_runner(ready, sources, self.home, child)
 
     def _resumed(self, ready: Preparation, known: SearchRecord) -> SearchRecord:
         return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown

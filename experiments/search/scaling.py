@@ -48,7 +48,8 @@ def scaling(app: SharingApp, bench: Path) -> dict[str, Any]:
                 }
             )
             print(
-                f"  {depth} layers: preparation {rows[-1]['preparation_s']:.1f} s, suggestions {np.median(asked):.2f} s",
+                f"  {depth} layers: preparation {rows[-1]['preparation_s']:.1f} s, "
+                f"suggestions {np.median(asked):.2f} s",
                 flush=True,
             )
     bars = []

@@ -192,16 +192,21 @@ def _set_given(trace: Trace, node: ir.Node, labels: Labels) -> None:
 def _trace_shape(trace: Trace, node: ir.Node) -> None:
     """Reading lengths does no harm, unless it is the length that changes."""
     labels = trace.of(node.inputs[0])
-    axes = range(labels.ndim)
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", labels.ndim)
-    visible = list(axes[start:end])
-    seen: set[int] = set()
+    lengths = list(range(labels.ndim))[start:end]
+    seen = set(lengths) if node.outputs[0].is_graph_output() else set()
     for use in node.outputs[0].uses():
-        indices = constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
-        seen.update(visible if indices is None else (visible[int(one)] for one in indices.reshape(-1)))
-    if node.outputs[0].is_graph_output():
-        seen.update(visible)
+        seen.update(_picked(use.node, lengths))
     trace.freeze(labels, seen, f"Shape {node.name!r} counts them")
+
+
+def _picked(node: ir.Node, lengths: list[int]) -> list[int]:
+    """Which of the lengths that a Shape gives a node goes on with."""
+    if node.op_type == "Gather" and (indices := constant(node.inputs[1])) is not None:
+        return [lengths[int(one)] for one in indices.reshape(-1)]
+    if node.op_type == "Slice" and (ranges := slice_ranges(node, 1)) is not None:
+        return [length for _, start, end in ranges for length in lengths[start:end]]
+    return lengths
 
 
 def _trace_concat(trace: Trace, node: ir.Node) -> None:

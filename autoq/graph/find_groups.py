@@ -13,14 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from autoq.core.groups import ChannelGroup, Grouping, GroupKind, LeftAlone, Member, Role
 from autoq.core.names import unique_name
 from autoq.graph.channel_labels import KEPT, Labels, Units, first_along, varying
 from autoq.graph.channel_rules import trace_node
 from autoq.graph.channel_trace import Trace
+from autoq.graph.drop_zero_states import DropZeroStates
 from autoq.graph.layer_rules import trace_layer
 from autoq.graph.layers import is_layer
+from autoq.graph.merge_transposes import MergeTransposes
+from autoq.graph.settle_shapes import SettleShapes
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,21 @@ def find_groups(model: ir.Model) -> Grouping:
     return map_channels(model).grouping
 
 
+def clarify(model: ir.Model) -> None:
+    """Rewrite what hides channels in place, exactly: shape arithmetic and what torch wraps around it."""
+    SettleShapes()(model)
+    MergeTransposes()(model)
+    DropZeroStates()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
 def map_channels(model: ir.Model) -> ChannelMap:
-    """Find the channel groups of a canonical float model, and all places that they reach."""
+    """Find the channel groups of a canonical float model, and all places that they reach.
+
+    The model is not changed; places are those of the model once `clarify` has gone over it.
+    """
+    model = model.clone()
+    clarify(model)
     trace = Trace()
     for node in model.graph:
         if is_layer(node):

@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common
 from autoq.core.layers import GATES
 from autoq.graph.channel_labels import varying
 from autoq.graph.channel_rules import CHANNEL_NORMS, ELEMENTWISE, slice_ranges, split_sizes
-from autoq.graph.find_groups import ChannelMap, map_channels
+from autoq.graph.find_groups import ChannelMap, clarify, map_channels
 from autoq.graph.float_model import FloatModel, describe_graph
 from autoq.graph.layers import bias_input, channel_axis, is_layer
 from autoq.graph.shape_entries import entry, given_shape, set_entry
@@ -69,6 +69,7 @@ class NarrowGroups(ir.passes.InPlacePass):
         """Narrow every node that removed units go through."""
         if not self._cut.removed.size:
             return ir.passes.PassResult(model, modified=False)
+        clarify(model)
         for node in list(model.graph):
             if is_layer(node):
                 _narrow_layer(model.graph, node, self._cut)

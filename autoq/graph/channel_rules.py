@@ -16,7 +16,18 @@ Rule = Callable[[Trace, ir.Node], None]
 
 # Their other inputs, if any, are scalars or apply to all channels alike.
 _UNARY = (
-    *("Identity", "Cast", "CastLike", "Dropout", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+    *(
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Dropout",
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+    ),
     *("Erf", "Gelu", "Clip", "Elu", "Selu", "Celu", "Mish", "Softplus", "Softsign", "ThresholdedRelu"),
     *("Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign", "Not", "IsNaN"),
 )

@@ -126,19 +126,18 @@ def _members(trace: Trace) -> _Members:
             vector = vectors.get(layer)
             if vector is None:
                 continue
-            for label, channels in _positions(trace.units.find(vector)):
+            for label, channels in _positions(trace.units.find(vector)).items():
                 members[label].append((layer, role, channels))
     return members
 
 
-def _positions(vector: Labels) -> Iterator[tuple[int, list[int]]]:
+def _positions(vector: Labels) -> dict[int, list[int]]:
     """The places of each label that may go, labels in the order of their first place."""
-    order = np.argsort(vector, kind="stable")
-    labels, starts = np.unique(vector[order], return_index=True)
-    places = dict(zip(labels.tolist(), np.split(order, starts[1:]), strict=True))
-    for label in sorted(places, key=lambda one: int(places[one][0])):
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(vector.tolist()):
         if label != KEPT:
-            yield label, places[label].tolist()
+            places[label].append(place)
+    return places
 
 
 def _keep_useless(units: Units, members: _Members) -> None:
@@ -153,7 +152,9 @@ def _keep_useless(units: Units, members: _Members) -> None:
 
 def _families(values: dict[str, Labels], members: _Members) -> list[tuple[int, ...]]:
     """Sort labels into those that lie in the same values and layers: as long as one stays, none is empty."""
-    ways: dict[int, list[str]] = {label: [f"{layer} {role}" for layer, role, _ in members[label]] for label in members}
+    ways: dict[int, list[str]] = {
+        label: [f"{layer} {role}" for layer, role, _ in members[label]] for label in members
+    }
     for name, labels in values.items():
         for label in np.unique(labels).tolist():
             if label != KEPT:

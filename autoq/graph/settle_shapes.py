@@ -98,4 +98,7 @@ def _picked(node: ir.Node, entries: list[_Entry]) -> list[_Entry] | None:
 def _multiplied(first: list[_Entry], second: list[_Entry] | None) -> list[_Entry] | None:
     if second is None or len(first) != len(second):
         return None
-    return [a * b if isinstance(a, int) and isinstance(b, int) else None for a, b in zip(first, second, strict=True)]
+    return [
+        a * b if isinstance(a, int) and isinstance(b, int) else None
+        for a, b in zip(first, second, strict=True)
+    ]

@@ -111,6 +111,7 @@ def _trace_pool(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
     spatial = [axis for axis in varying(labels) if axis != 1]
     trace.freeze(labels, spatial, f"{node.op_type} {node.name!r} mixes them")
+    labels = first_along(labels, spatial)
     if any(constant(value) is None for value in node.inputs[1:] if value is not None):
         trace.freeze(labels, varying(labels), f"{node.op_type} {node.name!r} has computed parameters")
     trace.set(node.outputs[0], labels)
@@ -186,6 +187,7 @@ def _trace_resize(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
     others = [axis for axis in varying(labels) if axis != 1]
     trace.freeze(labels, others, f"Resize {node.name!r} mixes them")
+    labels = first_along(labels, others)
     if "axes" in node.attributes:
         trace.freeze(labels, [1], f"Resize {node.name!r} names its axes")
     _set_given(trace, node, labels)
@@ -269,10 +271,13 @@ def split_sizes(node: ir.Node) -> list[int] | None:
 
 def _trace_slice(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
-    for axis, start, end in slice_ranges(node, labels.ndim) or []:
+    ranges = slice_ranges(node, labels.ndim)
+    if ranges is None:
+        axes = varying(labels)
+        trace.freeze(labels, axes, f"Slice {node.name!r} is computed or has steps")
+        labels, ranges = first_along(labels, axes), []
+    for axis, start, end in ranges:
         labels = labels if labels.shape[axis] == 1 else _cut(labels, axis, start, end)
-    if slice_ranges(node, labels.ndim) is None:
-        trace.freeze(labels, varying(labels), f"Slice {node.name!r} is computed or has steps")
     trace.set(node.outputs[0], labels)
 
 
@@ -316,7 +321,7 @@ def _trace_pad(trace: Trace, node: ir.Node) -> None:
     else:
         padded = [axis for index, axis in enumerate(chosen) if pads[index] or pads[index + len(chosen)]]
     trace.freeze(labels, padded, f"Pad {node.name!r} pads their axis")
-    trace.set(node.outputs[0], labels)
+    trace.set(node.outputs[0], first_along(labels, padded))
 
 
 _RULES: dict[str, Rule] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def check_kept(kept: Kept, channels: ChannelMap) -> None:
             raise ValueError(f"no channel group {name!r}")
         if len(units) == 0:
             raise ValueError(f"group {name!r}: its width may not fall to zero")
-        ascending = all(low < high for low, high in zip(units, units[1:], strict=False))
+        ascending = all(low < high for low, high in pairwise(units))
         if not ascending or units[0] < 0 or units[-1] >= sizes[name]:
             raise ValueError(f"group {name!r}: expected ascending units from 0 to {sizes[name] - 1}")
 

@@ -67,7 +67,9 @@ def drawn(groups: Sequence[ChannelGroup], share: float) -> Kept:
     """Random units of each group, as many as the share says."""
     rng = np.random.default_rng(2)
     widths = {group.name: max(1, round(group.size * share)) for group in groups}
-    return {one.name: sorted(rng.choice(one.size, widths[one.name], replace=False).tolist()) for one in groups}
+    return {
+        one.name: sorted(rng.choice(one.size, widths[one.name], replace=False).tolist()) for one in groups
+    }
 
 
 def with_zeroed_columns(model: FloatModel, grouping: Grouping, kept: Kept) -> FloatModel:

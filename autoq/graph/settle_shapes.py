@@ -1,4 +1,7 @@
-"""Rewrite: the shape that a Reshape is given becomes a constant where all but one entry are known."""
+"""Rewrite: the shape that a Reshape is given becomes a constant where that says enough.
+
+All entries but one have to be known, or be the lengths of the same axes of what is reshaped.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,40 @@ class SettleShapes(ir.passes.InPlacePass):
 
 
 def _settle(graph: ir.Graph, node: ir.Node) -> bool:
-    shape, result = node.inputs[1], node.outputs[0]
-    entries = None if shape is None else _entries(shape)
-    if shape is None or constant(shape) is not None or entries is None:
+    shape = node.inputs[1]
+    entries = None if shape is None or constant(shape) is not None else _entries(shape)
+    if entries is None or 0 in entries:  # 0 copies an axis, or is an empty one
         return False
-    if 0 in entries:  # it copies an axis, or is an empty one
+    _note_shape(node.outputs[0], entries)
+    target = _target(entries, node.inputs[0])
+    if target.count(-1) > 1:
         return False
-    unknown = [axis for axis, one in enumerate(entries) if not isinstance(one, int) or one < 0]
-    if result.shape is None or len(result.shape) == len(entries):
-        old = [None] * len(entries) if result.shape is None else list(result.shape)
-        named = [one if one is None or isinstance(one, str) or one > 0 else None for one in entries]
-        result.shape = ir.Shape([size if one is None else one for one, size in zip(named, old, strict=True)])
-    if len(unknown) > 1:
-        return False
-    target = np.array([-1 if axis in unknown else one for axis, one in enumerate(entries)], np.int64)
-    node.replace_input_with(1, add_initializer(graph, f"{node.name}_shape", target))
+    settled = add_initializer(graph, f"{node.name}_shape", np.array(target, np.int64))
+    node.replace_input_with(1, settled)
+    node.attributes.pop("allowzero", None)
     return True
+
+
+def _target(entries: list[_Entry], source: ir.Value | None) -> list[int]:
+    """Write a shape with 0 for what is as long as the same axis of the source, -1 for all else unknown."""
+    dims = [] if source is None or source.shape is None else list(source.shape)
+    names = [None if isinstance(size, int) else size.value for size in dims]
+    target = []
+    for axis, one in enumerate(entries):
+        if isinstance(one, int):
+            target.append(one)
+        else:
+            target.append(0 if one is not None and names[axis : axis + 1] == [one] else -1)
+    return target
+
+
+def _note_shape(result: ir.Value, entries: list[_Entry]) -> None:
+    """Note what is known of the result's shape beside what inference found."""
+    if result.shape is not None and len(result.shape) != len(entries):
+        return
+    old = [None] * len(entries) if result.shape is None else list(result.shape)
+    named = [None if isinstance(one, int) and one < 0 else one for one in entries]
+    result.shape = ir.Shape([size if one is None else one for one, size in zip(named, old, strict=True)])
 
 
 def _entries(value: ir.Value | None) -> list[_Entry] | None:

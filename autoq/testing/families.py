@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoq.graph.torch_export import ExampleInput
 
 _IMAGE = {"image": ExampleInput(("batch", 3, 16, 16), low=-1.0)}
-_TOKENS = {"tokens": ExampleInput(("batch", 8), "int64", high=32)}
+_TOKENS = {"tokens": ExampleInput(("batch", "length"), "int64", high=32)}
 _WIDTH, _HEADS = 32, 4
 
 
@@ -423,8 +423,8 @@ def bilstm() -> nn.Module:
 EXAMPLES = {
     **dict.fromkeys(("vgg", "resnet_basic", "resnet_bottleneck", "resnext", "mobilenet_v2"), _IMAGE),
     **dict.fromkeys(("mobilenet_v3", "densenet", "inception", "unet", "shufflenet", "vit"), _IMAGE),
-    "bert": {**_TOKENS, "mask": ExampleInput(("batch", 8), "int64", high=2)},
-    "gpt2": _TOKENS,
+    "bert": {**_TOKENS, "mask": ExampleInput(("batch", "length"), "int64", high=2)},
+    "gpt2": {"tokens": ExampleInput(("batch", 8), "int64", high=32)},
     "bilstm": _TOKENS,
 }
 FAMILIES: Sequence[str] = tuple(EXAMPLES)

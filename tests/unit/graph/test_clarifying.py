@@ -30,12 +30,12 @@ def ops(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
-def heads_by_computed_shape(net: GraphBuilder) -> str:
+def heads_by_computed_shape(net: GraphBuilder, *, order: tuple[int, int]) -> str:
     """Heads whose shape is joined from the lengths of what is split, as TorchScript exports them."""
     x = net.linear(net.input("hidden", "batch", "length", 8), "in", 8, 12)
     lengths = net.node("Shape", x)
     picked = [
-        net.node("Gather", lengths, net.constant(f"axis{axis}", [axis], np.int64), axis=0) for axis in (0, 1)
+        net.node("Gather", lengths, net.constant(f"axis{axis}", [axis], np.int64), axis=0) for axis in order
     ]
     ends = [net.constant("heads", [3], np.int64), net.constant("size", [4], np.int64)]
     return net.node("Reshape", x, net.node("Concat", *picked, *ends, axis=0))
@@ -54,17 +54,23 @@ def test_a_shape_with_one_unknown_entry_becomes_a_constant() -> None:
     reshape = next(node for node in model.graph if node.op_type == "Reshape")
     target = constant(reshape.inputs[1])
     assert target is not None
-    assert target.tolist() == [-1, 2, 6]
+    assert target.tolist() == [0, 2, 6]  # the batch is copied
     np.testing.assert_array_equal(run(model, proto)[0], before[0])
 
 
-def test_a_shape_with_two_unknown_entries_stays_computed() -> None:
+@pytest.mark.parametrize(("order", "settled"), [((0, 1), [0, 0, 3, 4]), ((1, 0), None)])
+def test_lengths_are_copied_from_the_same_axes_only(
+    order: tuple[int, int], settled: list[int] | None
+) -> None:
     net = GraphBuilder()
-    proto = net.build(parted=(heads_by_computed_shape(net), ("batch", "length", 3, 4)))
+    shape = ("batch", "length", 3, 4) if settled else ("length", "batch", 3, 4)
+    proto = net.build(parted=(heads_by_computed_shape(net, order=order), shape))
     model = build_float_model(ir.from_proto(proto)).clone()
-    assert not SettleShapes()(model).modified
-    reshape = next(node for node in model.graph if node.op_type == "Reshape")
-    assert constant(reshape.inputs[1]) is None
+    before = run(model, proto)
+    assert SettleShapes()(model).modified is (settled is not None)
+    target = constant(next(node for node in model.graph if node.op_type == "Reshape").inputs[1])
+    assert (None if target is None else target.tolist()) == settled
+    np.testing.assert_array_equal(run(model, proto)[0], before[0])
 
 
 def transposed_by_way_of_merged_batches(net: GraphBuilder, *, parted: tuple[int, ...]) -> str:

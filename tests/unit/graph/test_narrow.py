@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,92 @@ def test_a_tiny_model_narrowed_computes_what_it_does_with_channels_zeroed(name: 
     proto = TINY_MODELS[name]()
     for share in SHARES:
         check_against_zeroed(tiny(proto), example_feed(proto), share)
+
+
+def per_channel_slopes(net: GraphBuilder, x: str) -> str:
+    return net.node("PRelu", x, net.constant("slope", np.linspace(-1, 1, 8).reshape(8, 1, 1)))
+
+
+def channels_last(net: GraphBuilder, x: str) -> str:
+    last = net.node("Transpose", x, perm=[0, 2, 3, 1])
+    scaled = net.node("Mul", last, net.constant("gains", np.linspace(-1, 1, 8)))
+    return net.node("Transpose", scaled, perm=[0, 3, 1, 2])
+
+
+def depthwise_transposed(net: GraphBuilder, x: str) -> str:
+    weight = net.weight("up.weight", 8, 1, 2, 2, fan_in=4)
+    return net.node("ConvTranspose", x, weight, net.bias("up.bias", 8), group=8, strides=[2, 2])
+
+
+def transposed_in_groups(net: GraphBuilder, x: str) -> str:
+    weight = net.weight("up.weight", 8, 2, 2, 2, fan_in=8)
+    return net.node("ConvTranspose", x, weight, net.bias("up.bias", 8), group=4, strides=[2, 2])
+
+
+def resized_to_a_given_shape(net: GraphBuilder, x: str) -> str:
+    batch = net.node("Shape", x, start=0, end=1)
+    shape = net.node("Concat", batch, net.constant("rest", [8, 12, 12], np.int64), axis=0)
+    return net.node("Resize", x, "", "", shape, mode="nearest")
+
+
+def sliced_and_joined(net: GraphBuilder, x: str) -> str:
+    axis = net.constant("axis", [1], np.int64)
+    low, middle, high = (net.constant(f"b{at}", [at], np.int64) for at in (0, 3, 2**60))
+    halves = [net.node("Slice", x, *bounds, axis) for bounds in ((low, middle), (middle, high))]
+    return net.node("Concat", halves[1], net.node("Sigmoid", halves[0]), axis=1)
+
+
+def split_unevenly(net: GraphBuilder, x: str) -> str:
+    first, second = net.nodes("Split", x, net.constant("s", [3, 5], np.int64), n_outputs=2, axis=1)
+    return net.node("Concat", net.node("Tanh", first), second, axis=1)
+
+
+def gated_by_means(net: GraphBuilder, x: str) -> str:
+    return net.node("Mul", x, net.node("Sigmoid", net.node("GlobalAveragePool", x)))
+
+
+def gated_over_space(net: GraphBuilder, x: str) -> str:
+    return net.node("Mul", x, net.node("Sigmoid", net.conv(x, "gate", (8, 1))))
+
+
+def one_gate_expanded(net: GraphBuilder, x: str) -> str:
+    pooled = net.node("GlobalMaxPool", x)
+    return net.node("Add", x, net.node("Expand", pooled, net.constant("full", [1, 8, 6, 6], np.int64)))
+
+
+def masked_by_channel(net: GraphBuilder, x: str) -> str:
+    mask = net.constant("mask", (np.arange(8) % 2 == 0).reshape(8, 1, 1), np.bool_)
+    return net.node("Where", mask, x, net.node("Neg", x))
+
+
+def normalised_by_instance(net: GraphBuilder, x: str) -> str:
+    return net.node("InstanceNormalization", x, net.bias("scale", 8), net.bias("shift", 8))
+
+
+def normalised_in_groups(net: GraphBuilder, x: str) -> str:
+    scale, shift = net.constant("scale", [1.0, 2.0, 0.5, 1.5]), net.bias("shift", 4)
+    parted = net.node("Reshape", x, net.constant("parted", [0, 4, -1], np.int64))
+    normed = net.node("InstanceNormalization", parted, scale, shift)
+    return net.node("Reshape", normed, net.constant("joined", [0, 8, 6, 6], np.int64))
+
+
+PASSED = (
+    *(per_channel_slopes, channels_last, depthwise_transposed, transposed_in_groups),
+    *(resized_to_a_given_shape, sliced_and_joined, split_unevenly, gated_by_means, gated_over_space),
+    *(one_gate_expanded, masked_by_channel, normalised_by_instance, normalised_in_groups),
+)
+
+
+@pytest.mark.parametrize("between", PASSED)
+def test_what_channels_pass_through_is_cut_with_them(between: Callable[[GraphBuilder, str], str]) -> None:
+    net = GraphBuilder()
+    x = net.conv(net.input("image", "batch", 3, 6, 6), "first", (3, 8))
+    x = net.node("Relu", net.conv(between(net, x), "second", (8, 8)))
+    proto = net.build(logits=(net.classify(x, 8), ("batch", 10)))
+    model = tiny(proto)
+    assert "first" in {group.name for group in find_groups(model.graph).groups}
+    for share in SHARES:
+        check_against_zeroed(model, example_feed(proto), share)
 
 
 def test_every_group_can_be_narrowed_alone_down_to_one_unit() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +24,8 @@ from autoq.graph.channel_trace import Trace
 from autoq.graph.drop_zero_states import DropZeroStates
 from autoq.graph.layer_rules import trace_layer
 from autoq.graph.layers import is_layer
-from autoq.graph.merge_transposes import MergeTransposes
 from autoq.graph.settle_shapes import SettleShapes
+from autoq.graph.split_before_transpose import SplitBeforeTranspose
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def find_groups(model: ir.Model) -> Grouping:
 def clarify(model: ir.Model) -> None:
     """Rewrite what hides channels in place, exactly: shape arithmetic and what torch wraps around it."""
     SettleShapes()(model)
-    MergeTransposes()(model)
+    SplitBeforeTranspose()(model)
     DropZeroStates()(model)
     common.RemoveUnusedNodesPass()(model)
 
@@ -188,11 +189,8 @@ def _name(members: Sequence[Member], kind: GroupKind) -> str:
     writers = [member.layer for member in members if member.role is Role.WRITES]
     if kind is not GroupKind.HEADS:
         return writers[0]
-    names = [name.split(".") for name in writers]
-    common = names[0][:-1]
-    for name in names[1:]:
-        length = next((i for i, (a, b) in enumerate(zip(common, name, strict=False)) if a != b), None)
-        common = common[:length]
+    columns = zip(*(name.split(".") for name in writers), strict=False)
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns)]
     return f"{'.'.join(common) or writers[0]} heads"
 
 

@@ -5,12 +5,14 @@ All entries but one have to be known, or be the lengths of the same axes of what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from autoq.graph.values import add_initializer, constant
 
-_Entry = int | str | None  # a str names a dynamic axis, None is not known
+Entry = int | str | None  # a str names a dynamic axis, None is not known
 _MAX_ENTRIES = 16
 
 
@@ -32,7 +34,7 @@ def _settle(graph: ir.Graph, node: ir.Node) -> bool:
     if entries is None or 0 in entries:  # 0 copies an axis, or is an empty one
         return False
     _note_shape(node.outputs[0], entries)
-    target = _target(entries, node.inputs[0])
+    target = reshape_target(entries, node.inputs[0])
     if target.count(-1) > 1:
         return False
     settled = add_initializer(graph, f"{node.name}_shape", np.array(target, np.int64))
@@ -41,7 +43,7 @@ def _settle(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _target(entries: list[_Entry], source: ir.Value | None) -> list[int]:
+def reshape_target(entries: Sequence[Entry], source: ir.Value | None) -> list[int]:
     """Write a shape with 0 for what is as long as the same axis of the source, -1 for all else unknown."""
     dims = [] if source is None or source.shape is None else list(source.shape)
     names = [None if isinstance(size, int) else size.value for size in dims]
@@ -54,7 +56,7 @@ def _target(entries: list[_Entry], source: ir.Value | None) -> list[int]:
     return target
 
 
-def _note_shape(result: ir.Value, entries: list[_Entry]) -> None:
+def _note_shape(result: ir.Value, entries: list[Entry]) -> None:
     """Note what is known of the result's shape beside what inference found."""
     if result.shape is not None and len(result.shape) != len(entries):
         return
@@ -63,7 +65,7 @@ def _note_shape(result: ir.Value, entries: list[_Entry]) -> None:
     result.shape = ir.Shape([size if one is None else one for one, size in zip(named, old, strict=True)])
 
 
-def _entries(value: ir.Value | None) -> list[_Entry] | None:
+def _entries(value: ir.Value | None) -> list[Entry] | None:
     """What is known of a vector of integers that is computed from shapes; None if nothing is."""
     array = constant(value)
     if array is not None:
@@ -86,16 +88,16 @@ def _entries(value: ir.Value | None) -> list[_Entry] | None:
     return first if node.op_type in ("Identity", "Reshape", "Squeeze", "Unsqueeze") else None
 
 
-def _lengths(node: ir.Node) -> list[_Entry] | None:
+def _lengths(node: ir.Node) -> list[Entry] | None:
     value = node.inputs[0]
     if value is None or value.shape is None:
         return None
-    sizes: list[_Entry] = [size if isinstance(size, int) else size.value for size in value.shape]
+    sizes: list[Entry] = [size if isinstance(size, int) else size.value for size in value.shape]
     return sizes[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(sizes))]
 
 
-def _joined(node: ir.Node) -> list[_Entry] | None:
-    joined: list[_Entry] = []
+def _joined(node: ir.Node) -> list[Entry] | None:
+    joined: list[Entry] = []
     for part in node.inputs:
         entries = _entries(part)
         if entries is None:  # of one entry at least its place is known
@@ -106,7 +108,7 @@ def _joined(node: ir.Node) -> list[_Entry] | None:
     return joined
 
 
-def _picked(node: ir.Node, entries: list[_Entry]) -> list[_Entry] | None:
+def _picked(node: ir.Node, entries: list[Entry]) -> list[Entry] | None:
     if node.op_type == "Gather":
         indices = constant(node.inputs[1])
         return None if indices is None else [entries[int(one)] for one in indices.reshape(-1)]
@@ -116,7 +118,7 @@ def _picked(node: ir.Node, entries: list[_Entry]) -> list[_Entry] | None:
     return entries[int(starts[0]) : int(ends[0])]
 
 
-def _multiplied(first: list[_Entry], second: list[_Entry] | None) -> list[_Entry] | None:
+def _multiplied(first: list[Entry], second: list[Entry] | None) -> list[Entry] | None:
     if second is None or len(first) != len(second):
         return None
     return [

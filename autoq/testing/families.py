@@ -399,6 +399,29 @@ def gpt2() -> nn.Module:
     return _seeded(Gpt2)
 
 
+class TorchEncoder(nn.Module):
+    """Layers of torch's own transformer, which keep positions before batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(8, _WIDTH)
+        self.layers = nn.ModuleList(nn.MultiheadAttention(_WIDTH, _HEADS) for _ in range(2))
+        self.fc = nn.Linear(_WIDTH, 5)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map (positions, batch, 8) to (batch, 5)."""
+        x = self.embedding(frames)
+        for layer in self.layers:
+            x = x + layer(x, x, x, need_weights=False)[0]
+        logits: Tensor = self.fc(x.mean(0))
+        return logits
+
+
+def torch_encoder() -> nn.Module:
+    """Two of torch's own attentions with a residual stream that nothing normalises."""
+    return _seeded(TorchEncoder)
+
+
 class BiLstm(nn.Module):
     """Embeddings, two bidirectional LSTM layers, and a classifier over the mean of positions."""
 
@@ -425,6 +448,7 @@ EXAMPLES = {
     **dict.fromkeys(("mobilenet_v3", "densenet", "inception", "unet", "shufflenet", "vit"), _IMAGE),
     "bert": {**_TOKENS, "mask": ExampleInput(("batch", "length"), "int64", high=2)},
     "gpt2": {"tokens": ExampleInput(("batch", 8), "int64", high=32)},
+    "torch_encoder": {"frames": ExampleInput((6, "batch", 8), low=-1.0)},
     "bilstm": _TOKENS,
 }
 FAMILIES: Sequence[str] = tuple(EXAMPLES)

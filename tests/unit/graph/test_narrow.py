@@ -42,6 +42,7 @@ FAMILIES = {
     "vit": [(4, "heads"), (64, "channels")] * 2,
     "bert": [(4, "heads"), (64, "channels")] * 2 + [(24, "channels")],
     "gpt2": [(4, "heads"), (64, "channels")] * 2,
+    "torch_encoder": [(32, "channels"), (4, "heads"), (4, "heads")],
     "bilstm": [(16, "channels"), (12, "hidden"), (12, "hidden")],
 }
 

@@ -334,7 +334,8 @@ class App:
         Raises:
             UserError: No such search, one twice, or one without a front.
         """
-        from autoq.reporting.comparison import check_names, compare, write_comparison
+        from autoq.reporting.comparison import check_names, compare
+        from autoq.reporting.comparison_page import write_comparison
 
         check_names(names)
         comparison = compare([self.outcome(name) for name in names])

@@ -27,6 +27,7 @@ class Role(StrEnum):
     THIRD = "third"
     FOURTH = "fourth"
     FAINT = "faint"
+    OFF_SCALE = "off_scale"  # too far out for the picture: on its edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Dots:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line through points; as stairs it holds each value until the next x."""
+    """A line through points; as stairs it holds each value until the next x. No label: not in the key."""
 
     label: str
     role: Role

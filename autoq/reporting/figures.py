@@ -130,8 +130,8 @@ def hover_of(point: Point, scale: Scale) -> str:
     return "\n".join(
         [
             f"trial {point.trial.number}, {point.trial.origin}" + ("" if point.feasible else ", infeasible"),
-            f"{scale.metric} {scale.value(accuracy.value)}, drop {scale.drop(accuracy.drop, accuracy.drop_ci)}"
-            f"{estimate}",
+            f"{scale.metric} {scale.value(accuracy.value)}, "
+            f"drop {scale.drop(accuracy.drop, accuracy.drop_ci)}{estimate}",
             f"{milliseconds(latency)}, {latency.speedup:.2f}x",
             f"file {megabytes(size.size_bytes)}, bundle {megabytes(size.bundle_bytes)}",
             summary_of_choices(point.trial.candidate),

@@ -53,7 +53,7 @@ def build_page(title: str, body: Sequence[str], charts: Sequence[Chart]) -> str:
             f"<style>{_resource('page.css')}</style></head>",
             "<body>",
             *body,
-            "<noscript><p>The pictures need JavaScript; the PNG files beside this page do not.</p></noscript>",
+            "<noscript><p>The pictures need JavaScript; the PNG files do not.</p></noscript>",
             _json_script("figures", figures),
             _json_script("themes", THEMES),
             f'<script type="text/plain" id="plotly">{_packed_plotly()}</script>',

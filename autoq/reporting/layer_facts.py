@@ -22,7 +22,9 @@ class LayerFacts:
     op: str
     n_params: int
     latency_share: float | None  # of the float model's kernel time, a fraction; None is unknown
-    sqnr_db: Mapping[str, float | None] = field(default_factory=dict)  # by label and bits: `int8/channel/minmax w8`
+    sqnr_db: Mapping[str, float | None] = field(
+        default_factory=dict
+    )  # by label and bits: `int8/channel/minmax w8`
 
 
 def save_layer_facts(facts: list[LayerFacts], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def steps_of(front: Sequence[Point]) -> list[Step]:
             slower.measurement.latency.latency_ms - faster.measurement.latency.latency_ms,
             faster.measurement.accuracy.drop - slower.measurement.accuracy.drop,
         )
-        for slower, faster in zip(members, members[1:], strict=False)
+        for slower, faster in pairwise(members)
     ]
 
 

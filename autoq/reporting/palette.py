@@ -49,6 +49,7 @@ ROLE_COLORS: Mapping[Role, str] = {
     Role.THIRD: "@green",
     Role.FOURTH: "@red",
     Role.FAINT: "@pale",
+    Role.OFF_SCALE: "@grey",
 }
 SERIES = (Role.FIRST, Role.SECOND, Role.THIRD, Role.FOURTH)
 

@@ -64,7 +64,9 @@ def _bytes(outcome: Outcome, baseline: Baseline) -> list[Cost]:
 
     def cost(slug: str, name: str, value: Callable[[Measurement], float], bound: int | None) -> Cost:
         limit = None if bound is None else bound / 1e6
-        return Cost(slug, name, "MB", value, lambda measured: None, n_bytes, None, limit, "float model's file")
+        return Cost(
+            slug, name, "MB", value, lambda measured: None, n_bytes, None, limit, "float model's file"
+        )
 
     costs = {
         Objective.SIZE: cost("pareto-size", "file", lambda m: m.size.size_bytes / 1e6, bounds.max_size_bytes),
@@ -93,7 +95,11 @@ def _chart(outcome: Outcome, baseline: Baseline, cost: Cost) -> Chart:
         dots=(
             *_kinds(outcome, shown, place),
             *_chosen(outcome, shown, place),
-            *([Dots("off the scale", Role.FAINT, place.on_edge(beyond, span, max(values)))] if beyond else []),
+            *(
+                [Dots("off the scale", Role.OFF_SCALE, place.on_edge(beyond, span, max(values)))]
+                if beyond
+                else []
+            ),
             Dots("float model", Role.BASELINE, (place.baseline_dot(),)),
         ),
         lines=_front_line(outcome, shown, place),
@@ -168,9 +174,9 @@ class _Places:
     def on_edge(self, points: Sequence[Point], span: Interval, dearest: float) -> tuple[Dot, ...]:
         """Put points that are too bad for the picture on its edge; their hover says where they are."""
         inset = 0.02 * (span[1] - span[0])
-        low, high = span[0] + inset, span[1] - inset
+        low, high, edge = span[0] + inset, span[1] - inset, 1.04 * dearest
         dots = [self.dot(point) for point in points]
-        return tuple(replace(dot, x=min(dot.x, dearest), y=min(max(dot.y, low), high)) for dot in dots)
+        return tuple(replace(dot, x=min(dot.x, edge), y=min(max(dot.y, low), high)) for dot in dots)
 
 
 def _drop_worth_showing(outcome: Outcome) -> float:

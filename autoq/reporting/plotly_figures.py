@@ -18,13 +18,14 @@ _SYMBOLS = {
     Role.RACED_OUT: "x-thin-open",
     Role.BASELINE: "star",
     Role.CHOSEN: "circle-open",
-    Role.FAINT: "triangle-down",
+    Role.OFF_SCALE: "diamond-open",
 }
 _SIZES = {Role.BASELINE: 15, Role.CHOSEN: 19, Role.ANCHOR: 9}
 _PLOT_HEIGHT, _ROW, _BAR_ROW, _ROOM = 460, 22, 34, 130  # px
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _CHARACTER = 7  # px, of a name of a layer
-_COLUMN = 46
+_COLUMN = 34  # px, at least
+_PHONE = 345  # px that a picture has on a narrow phone
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 14, "b": 8},
-        "hoverlabel": {"align": "left", "bgcolor": "@paper", "bordercolor": "@grey", "font": {"color": "@ink"}},
+        "hoverlabel": {"align": "left", "bgcolor": "@paper", "font": {"color": "@ink"}},
         "legend": {
             "orientation": "h",
             "x": 0,
@@ -95,9 +96,7 @@ def _plot(plot: Plot) -> PlotlyFigure:
     shapes = [_rule_shape(rule) for rule in plot.rules]
     notes = [_rule_note(rule, plot.x) for rule in plot.rules]
     notes += [_note(note, plot) for note in plot.notes]
-    layout = _layout(
-        _PLOT_HEIGHT, xaxis=_axis(plot.x), yaxis=_axis(plot.y), shapes=shapes, annotations=notes
-    )
+    layout = _layout(_PLOT_HEIGHT, xaxis=_axis(plot.x), yaxis=_axis(plot.y), shapes=shapes, annotations=notes)
     return PlotlyFigure([*lines, *map(_dots, plot.dots)], layout, _PLOT_HEIGHT, 0)
 
 
@@ -116,6 +115,7 @@ def _line(line: Line) -> dict[str, Any]:
             "dash": "dash" if is_reference else "solid",
         },
         "hoverinfo": "skip",
+        "showlegend": bool(line.label),
     }
 
 
@@ -175,7 +175,14 @@ def _rule_note(rule: Rule, x: Axis) -> dict[str, Any]:
     style = {"text": _text(rule.label), "showarrow": False, "font": {"color": "@red", "size": 12}}
     if rule.is_vertical:
         at = math.log10(rule.value) if x.is_log else rule.value
-        return style | {"x": at, "y": 0.01, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "xshift": 4}
+        return style | {
+            "x": at,
+            "y": 0.01,
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "xshift": 4,
+        }
     return style | {"x": 1, "y": rule.value, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
 
 
@@ -205,7 +212,7 @@ def _note(note: Note, plot: Plot) -> dict[str, Any]:
 def _bars(bars: Bars) -> PlotlyFigure:
     height = _ROOM + _BAR_ROW * len(bars.bars)
     values = [bar.value for bar in bars.bars]
-    reach = max([*values, 0.0]) or 1.0
+    reach = _reach(bars)
     trace = {
         "type": "bar",
         "orientation": "h",
@@ -222,13 +229,28 @@ def _bars(bars: Bars) -> PlotlyFigure:
     keys = [_key(label, ROLE_COLORS[role]) for role, label in bars.key]
     layout = _layout(
         height,
-        xaxis=_axis(bars.axis, range=[min(0.0, *values), 1.6 * reach]),  # room for the figures
-        yaxis={"autorange": "reversed", "automargin": True, "ticks": "", "type": "category", "ticklabelstandoff": 5},
+        xaxis=_axis(bars.axis, range=[min(0.0, *values), reach]),
+        yaxis={
+            "autorange": "reversed",
+            "automargin": True,
+            "ticks": "",
+            "type": "category",
+            "ticklabelstandoff": 5,
+        },
         bargap=0.35,
         showlegend=bool(keys),
     )
     layout["legend"]["y"] = -60 / max(height - _ROOM, 60)
     return PlotlyFigure([trace, *keys], layout, height, 0)
+
+
+def _reach(bars: Bars) -> float:
+    """End of the axis that leaves room for the figures at the ends of bars, on a phone too."""
+    longest = max([0.0, *(bar.value for bar in bars.bars)]) or 1.0
+    names = _CHARACTER * max(len(bar.label) for bar in bars.bars)
+    figures = _CHARACTER * max(len(bar.text) for bar in bars.bars)
+    room = max(_PHONE - names - figures, 40)
+    return longest * min((room + figures) / room, 3.0)
 
 
 def _key(label: str, color: str) -> dict[str, Any]:
@@ -250,6 +272,8 @@ def _key(label: str, color: str) -> dict[str, Any]:
 def _grid(grid: Grid) -> PlotlyFigure:
     columns = list(range(len(grid.columns)))
     names = _CHARACTER * max(map(len, grid.rows), default=0)
+    words = [line for heading in grid.columns for line in heading.split("\n")]
+    column = max(_COLUMN, 8 + _CHARACTER * max(map(len, words), default=0))
     lines = max((heading.count("\n") + 1 for heading in grid.columns), default=1)
     height = _ROOM + 16 * lines + _ROW * len(grid.rows)
     trace = {
@@ -271,17 +295,15 @@ def _grid(grid: Grid) -> PlotlyFigure:
     }
     layout = _layout(
         height,
-        xaxis=_labels(columns, grid.columns, side="top"),
+        xaxis=_labels(columns, grid.columns, side="top", tickangle=0),
         yaxis=_labels(range(len(grid.rows)), grid.rows, autorange="reversed"),
         annotations=_row_notes(grid),
     )
     room = 80 if grid.row_notes else 0
     layout["margin"]["r"] += room
     layout["legend"]["y"] = -12 / max(_ROW * len(grid.rows), 60)
-    width = names + _COLUMN * len(columns) + room + 40
+    width = names + column * len(columns) + room + 40
     return PlotlyFigure([trace, *(_key(s.meaning, s.color) for s in grid.key)], layout, height, width)
-
-
 
 
 def _labels(places: Sequence[int] | range, names: Sequence[str], **more: Any) -> Mapping[str, Any]:
@@ -311,7 +333,13 @@ def _row_notes(grid: Grid) -> list[dict[str, Any]]:
         "font": {"size": 12, "color": "@quiet"},
     }
     notes = [style | {"y": row, "text": _text(text)} for row, text in enumerate(grid.row_notes) if text]
-    head = {"yref": "paper", "y": 1, "yanchor": "bottom", "align": "left", "text": _text(grid.row_notes_title)}
+    head = {
+        "yref": "paper",
+        "y": 1,
+        "yanchor": "bottom",
+        "align": "left",
+        "text": _text(grid.row_notes_title),
+    }
     return [*notes, style | head]
 
 

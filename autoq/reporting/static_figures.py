@@ -20,7 +20,7 @@ _MARKERS = {
     Role.RACED_OUT: "x",
     Role.BASELINE: "*",
     Role.CHOSEN: "o",
-    Role.FAINT: "v",
+    Role.OFF_SCALE: "d",
 }
 _HOLLOW = (Role.INFEASIBLE, Role.CHOSEN)
 _SIZES = {Role.BASELINE: 180, Role.CHOSEN: 230}
@@ -30,12 +30,12 @@ _CHARACTER, _COLUMN = 0.085, 0.62
 _MOST_HEIGHT = 60.0
 
 
-def save_static(chart: Chart, path: Path) -> None:
-    """Draw a chart to a PNG or SVG file, on white."""
-    draw_static(chart).savefig(path, dpi=_DPI, facecolor="white")
+def save_static(chart: Chart, path: Path, source: str) -> None:
+    """Draw a chart to a PNG or SVG file, on white; `source` says of what it is."""
+    draw_static(chart, source).savefig(path, dpi=_DPI, facecolor="white")
 
 
-def draw_static(chart: Chart) -> Figure:
+def draw_static(chart: Chart, source: str) -> Figure:
     """Draw a chart as a matplotlib figure."""
     from matplotlib.figure import Figure
 
@@ -48,7 +48,13 @@ def draw_static(chart: Chart) -> Figure:
         _draw_bars(axes, body)
     else:
         _draw_grid(axes, body)
-    figure.suptitle(chart.title, x=0.01, ha="left", fontsize=13, color=_color("@ink"))
+    figure.suptitle(
+        f"{source}: {chart.title[0].lower()}{chart.title[1:]}",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        color=_color("@ink"),
+    )
     _draw_legend(figure, axes)
     return figure
 
@@ -110,7 +116,9 @@ def _draw_line(axes: Axes, line: Line) -> None:
     style: dict[str, Any] = {"linestyle": "--" if line.role is Role.BOUND else "-"}
     if line.is_stairs:
         style["drawstyle"] = "steps-post"
-    axes.plot(line.x, line.y, color=_color(ROLE_COLORS[line.role]), linewidth=1.6, label=line.label, **style)
+    axes.plot(
+        line.x, line.y, color=_color(ROLE_COLORS[line.role]), linewidth=1.6, label=line.label or None, **style
+    )
 
 
 def _draw_dots(axes: Axes, dots: Dots) -> None:
@@ -221,7 +229,9 @@ def _draw_legend(figure: Figure, axes: Axes) -> None:
     if len(handles) < 2:
         return
     small = [_small(handle) for handle in handles]
-    figure.legend(small, labels, loc="outside lower left", ncols=min(len(labels), 6), frameon=False, fontsize=9)
+    figure.legend(
+        small, labels, loc="outside lower left", ncols=min(len(labels), 6), frameon=False, fontsize=9
+    )
 
 
 def _small(handle: Any) -> Any:
@@ -238,4 +248,3 @@ def _small(handle: Any) -> Any:
         markerfacecolor=face[0] if len(face) else "none",
         markeredgecolor=edge[0] if len(edge) else face[0],
     )  # fmt: skip
-

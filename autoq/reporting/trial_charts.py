@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autoq.core.measurements import Baseline
@@ -23,7 +24,7 @@ _PART_NAMES = {
     "load": "loading it",
     "latency": "timing",
     "accuracy": "scoring",
-    "other": "starting, checking, passing on",
+    "other": "everything else",
     "store": "writing to the store",
     "track": "writing to MLflow",
 }
@@ -40,46 +41,47 @@ def progress_chart(outcome: Outcome, baseline: Baseline) -> Chart | Missing:
 
 
 def _best_progress(outcome: Outcome, title: str) -> Chart:
-    """What is best is what the bounds say: the fastest within a drop, else the most accurate within a budget."""
+    """Draw what is best by the bounds: the fastest within a drop, else the most accurate within a budget."""
     scale, is_speed = Scale.of(outcome.record.spec), outcome.goals.constraints.only_drop
-    axis = "latency (ms)" if is_speed else scale.drop_axis
 
     def value(point: Point) -> float:
         measured = point.measurement
         return measured.latency.latency_ms if is_speed else scale.factor * measured.accuracy.drop
 
     xs, ys = best_so_far([(p.trial.number, value(p), p.feasible) for p in outcome.points])
-    last = max(point.trial.number for point in outcome.points)
-    line = Line("best feasible so far", Role.FRONT, (*xs, float(last)), (*ys, *ys[-1:]), is_stairs=True)
-    ceiling = _worth_showing([value(point) for point in outcome.points if point.feasible] or [0.0])
-    kinds = {
-        ("infeasible", Role.INFEASIBLE): [p for p in outcome.points if not p.feasible],
-        ("searched", Role.SEARCHED): [
-            p for p in outcome.points if p.feasible and not figures.is_anchor(p)
-        ],
-        ("anchor", Role.ANCHOR): [p for p in outcome.points if p.feasible and figures.is_anchor(p)],
-    }  # fmt: skip
-    dots = tuple(
-        Dots(
-            label,
-            role,
-            tuple(
-                Dot(float(p.trial.number), min(value(p), ceiling), figures.hover_of(p, scale))
-                for p in members
-            ),
-        )
-        for (label, role), members in kinds.items()
-        if members
-    )
+    last = float(max(point.trial.number for point in outcome.points))
+    line = Line("best feasible so far", Role.FRONT, (*xs, last), (*ys, *ys[-1:]), is_stairs=True)
+    ceiling = _worth_showing([value(p) for p in outcome.points if p.feasible])
+    is_cut = any(value(point) > ceiling for point in outcome.points)
     goal = "latency of a feasible candidate" if is_speed else "drop of a feasible candidate"
-    found = f"found by trial {xs[-1]:.0f}" if xs else "nothing was feasible"
+    found = f"found by trial {xs[-1]:.0f}" if xs else "never found: nothing was feasible"
     return Chart(
         "progress",
         title,
-        f"The lowest {goal} so far; lower is better. Worse values than the picture holds lie on its edge.",
-        f"Line of the lowest {goal} over {last + 1} trials; the final best was {found}.",
-        Plot(Axis("trial"), Axis(axis), dots, (line,) if xs else ()),
+        f"The lowest {goal} so far; lower is better."
+        + (" Infeasible candidates that are far worse lie on the upper edge." if is_cut else ""),
+        f"Line of the lowest {goal} over {len(outcome.points)} candidates; the final best was {found}.",
+        Plot(
+            Axis("trial"),
+            Axis("latency (ms)" if is_speed else scale.drop_axis),
+            _progress_dots(outcome, lambda point: min(value(point), ceiling)),
+            (line,) if xs else (),
+        ),
     )
+
+
+def _progress_dots(outcome: Outcome, height: Callable[[Point], float]) -> tuple[Dots, ...]:
+    scale = Scale.of(outcome.record.spec)
+    kinds: dict[tuple[str, Role], list[Dot]] = {
+        ("infeasible", Role.INFEASIBLE): [],
+        ("searched", Role.SEARCHED): [],
+        ("anchor", Role.ANCHOR): [],
+    }
+    for point in outcome.points:
+        feasible_kind = ("anchor", Role.ANCHOR) if figures.is_anchor(point) else ("searched", Role.SEARCHED)
+        kind = feasible_kind if point.feasible else ("infeasible", Role.INFEASIBLE)
+        kinds[kind].append(Dot(float(point.trial.number), height(point), figures.hover_of(point, scale)))
+    return tuple(Dots(label, role, tuple(dots)) for (label, role), dots in kinds.items() if dots)
 
 
 def best_so_far(trials: Sequence[tuple[int, float, bool]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -94,7 +96,9 @@ def best_so_far(trials: Sequence[tuple[int, float, bool]]) -> tuple[tuple[float,
 
 
 def _worth_showing(values: Sequence[float]) -> float:
-    """Highest value that gets a place of its own."""
+    """Highest value that gets a place of its own, among feasible candidates; any value without one."""
+    if not values:
+        return math.inf
     low, high = min(values), max(values)
     return high + 0.15 * ((high - low) or abs(high) or 1.0)
 

@@ -21,18 +21,19 @@ def write_report(content: Content, folder: Path) -> dict[str, Path]:
         UserError: The folder cannot be written.
     """
     charts, _ = draw_pictures(content)
+    name = content.outcome.record.name
     paths = [folder / REPORT_FILE]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(write_page(content), encoding="utf-8")
         for chart in charts:
             page, static = folder / f"{chart.slug}.html", folder / f"{chart.slug}.png"
-            page.write_text(picture_page(chart, content.outcome.record.name), encoding="utf-8")
-            save_static(chart, static)
+            page.write_text(picture_page(chart, name), encoding="utf-8")
+            save_static(chart, static, name)
             paths += [page, static]
         if charts:
             paths.append(folder / FRONT_FILES[1])
-            save_static(charts[0], paths[-1])
+            save_static(charts[0], paths[-1], name)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report: {error.strerror}") from error
     return {path.name: path for path in paths}

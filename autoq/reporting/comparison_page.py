@@ -123,7 +123,8 @@ def _table(comparison: Comparison) -> str:
         )
     return (
         '<section id="dominated"><h2 id="title-dominated">Who beats whom</h2><p class="quiet">'
-        f"Beaten: another point is no worse in drop and latency, and better in one. "
+        f"Beaten: another point is no worse in drop and latency, and better in one, as measured: "
+        "where intervals overlap the order may be chance. "
         f"{_compared(comparison)}</p>"
         '<div class="wide"><table id="dominated-table" aria-labelledby="title-dominated">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"

@@ -117,7 +117,7 @@ def sensitivity_chart(facts: Sequence[LayerFacts]) -> Chart | Missing:
         for color, low, high in zip(reversed(SEQUENCE[: len(bounds) - 1]), bounds, bounds[1:], strict=False)
     )
     return Chart(
-        slug="sensitivity",
+        slug="layer-sensitivity",
         title=title,
         subtitle=(
             "Signal over the noise that a choice adds to the layer's output (SQNR, dB): 10 dB is 10 % noise, "

@@ -91,7 +91,7 @@ def test_every_picture_has_a_title_and_words_for_those_who_cannot_see_it(
 ) -> None:
     charts, missing = draw_pictures(content)
     assert [chart.slug for chart in charts] == [
-        "pareto", "pareto-storage", "marginal", "layer-map", "sensitivity", "progress", "time"
+        "pareto", "pareto-storage", "marginal", "layer-map", "layer-sensitivity", "progress", "time"
     ]  # fmt: skip
     assert [one.title for one in missing] == ["Predicted against measured latency"]
     assert [figure["id"] for figure in page.all("figure")] == [f"picture-{chart.slug}" for chart in charts]

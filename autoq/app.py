@@ -19,7 +19,7 @@ import numpy as np
 from autoq.calibrating import Source, build_candidate, foreseeable, rewrites_of
 from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
-from autoq.core.errors import ModelError, StoreError, UnknownNameError
+from autoq.core.errors import AutoqError, ModelError, StoreError, UnknownNameError, UserError
 from autoq.core.measurements import Baseline
 from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
@@ -49,6 +49,8 @@ from autoq.storage.ledger import SqlLedger
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from autoq.reporting.comparison import Comparison
+    from autoq.reporting.pictures import Content
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -220,6 +222,7 @@ class App:
                 outcome = run_finals(record.but(message=stop.message), plan, services)
             else:
                 outcome = self.outcome(spec.name)
+        _keep_layer_facts(ready, sources, self.home, listener)
         self._publish(outcome, stop, tracker, listener)
         return self.outcome(spec.name)
 
@@ -332,23 +335,52 @@ class App:
         shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
 
     def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
-        """Write plot and recipe of a search into the home; return them by artifact name."""
+        """Write report, pictures and recipe of a search into the home; return them by artifact name."""
         from autoq.exporting import write_recipe
-        from autoq.tracking.plots import plot_pareto
+        from autoq.reporting.writing import write_report
 
         if not outcome.points:
             return {}
         folder = self.home.artifacts(outcome.record.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {}
-        for suffix in ("png", "svg"):
-            plot = folder / f"pareto.{suffix}"
-            plot_pareto(outcome, plot)
-            paths[plot.name] = plot
+        paths = write_report(self._report_content(outcome), folder)
         best = outcome.best or outcome.nearest
         if best is not None:
             paths |= write_recipe(self.home, outcome, best, folder)
         return paths
+
+    def report(self, name: str, out: Path | None = None) -> dict[str, Path]:
+        """Write the report of a search into a folder, the home's unless told otherwise; return its files.
+
+        Raises:
+            UserError: No such search, nothing is measured yet, or the folder cannot be written.
+        """
+        from autoq.reporting.writing import write_report
+
+        outcome = self.outcome(name)
+        if not outcome.points:
+            raise UserError(f"search {name!r} has nothing to report yet", hint="no trial of it is measured")
+        return write_report(self._report_content(outcome), out or self.home.artifacts(name))
+
+    def compare(self, names: Sequence[str], out: Path | None = None) -> tuple[Comparison, dict[str, Path]]:
+        """Compare the fronts of searches; write page and picture if a folder is given.
+
+        Raises:
+            UserError: No such search, one twice, or one without a front.
+        """
+        from autoq.reporting.comparison import check_names, compare
+        from autoq.reporting.comparison_page import write_comparison
+
+        check_names(names)
+        comparison = compare([self.outcome(name) for name in names])
+        return comparison, {} if out is None else write_comparison(comparison, out)
+
+    def _report_content(self, outcome: Outcome) -> Content:
+        from autoq.reporting.layer_facts import LAYER_FACTS_FILE, load_layer_facts
+        from autoq.reporting.pictures import Content
+
+        name = outcome.record.name
+        layers = load_layer_facts(self.home.artifacts(name) / LAYER_FACTS_FILE)
+        return Content(outcome, self.ledger.load_trials(name), layers)
 
     # --- taking away -----------------------------------------------------------------------------
 
@@ -452,6 +484,18 @@ def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def _keep_layer_facts(
+    ready: Preparation, sources: Mapping[Rewrites, Source], home: Home, listener: SearchListener
+) -> None:
+    """Keep what the report tells of layers; it is no reason for a search to fail at its end."""
+    from autoq.inspecting import keep_layer_facts
+
+    try:
+        keep_layer_facts(ready, sources, home)
+    except AutoqError as error:
+        listener.on_note(f"the report will say less of the layers: {error}")
 
 
 def _is_same_measure(record: SearchRecord, ready: Preparation) -> bool:

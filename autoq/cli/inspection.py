@@ -73,7 +73,7 @@ def _check(request: InspectRequest) -> None:
         return
     if not request.with_sensitivity:
         raise SpecError("--plot draws local errors: give --sensitivity as well")
-    from autoq.tracking.sensitivity_plot import check_plot_path
+    from autoq.reporting.sensitivity_plot import check_plot_path
 
     check_plot_path(request.plot)
 
@@ -125,7 +125,7 @@ def _of_spec(request: InspectRequest) -> _Found:
 
 
 def _draw(inspection: Inspection, estimated: Sensitivity, plot: Path) -> None:
-    from autoq.tracking.sensitivity_plot import plot_sensitivity
+    from autoq.reporting.sensitivity_plot import plot_sensitivity
 
     try:
         plot.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,14 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_trial(
         assert run.data.tags["autoq.on_front"] == str(number in on_front).lower()
         assert run.data.tags["autoq.feasible"] in ("true", "false")
     artifacts = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id)}
-    assert {"spec.yaml", "pareto.png", "recipe.yaml", "recipe.safetensors"} <= artifacts
+    assert {
+        "spec.yaml",
+        "report.html",
+        "pareto.html",
+        "pareto.png",
+        "recipe.yaml",
+        "recipe.safetensors",
+    } <= artifacts
 
 
 def test_the_log_has_the_parts_of_preparation_and_of_each_trial(finished: Any) -> None:

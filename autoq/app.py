@@ -229,7 +229,7 @@ class App:
     def open_runner(
         self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
     ) -> ChildTrialRunner:
-        """Make the runner of a search's trials: the one part of a search that a subclass may want its own of."""
+        """Make the runner of a search's trials; a subclass may have them measured otherwise."""
         return open_runner(ready, sources, self.home, child)
 
     def _resumed(self, ready: Preparation, known: SearchRecord) -> SearchRecord:

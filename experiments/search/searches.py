@@ -66,6 +66,10 @@ class SharingApp(App):
         runner.run_trial = run_trial  # type: ignore[method-assign]
         return runner
 
+    def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
+        """Leave plots and recipes out: nobody looks at them here."""
+        return {}
+
 
 def measured_before(app: App, model_digest: str) -> dict[str, Measurement]:
     """Whole measurements, not estimates, of every search of the same model, data and metric."""

@@ -104,7 +104,7 @@ def is_anchor(point: Point) -> bool:
 
 def is_raced_out(point: Point) -> bool:
     """Whether scoring was stopped early, so that the accuracy is an estimate."""
-    return bool(getattr(point.measurement.accuracy, "is_estimate", False))
+    return point.measurement.accuracy.is_estimate
 
 
 def summary_of_choices(candidate: Candidate) -> str:

@@ -201,7 +201,7 @@ def predicted_and_measured(trials: Sequence[TrialRecord]) -> list[tuple[int, flo
     """Return number, predicted and measured latency in ms of the trials that have both."""
     pairs = []
     for trial in trials:
-        reasons: Mapping[str, Any] = getattr(trial, "reasons", None) or {}
+        reasons = trial.reasons
         predicted = reasons.get("predicted_latency_ms")
         if predicted is None or trial.measurement is None or trial.state is TrialState.REPEATED:
             continue

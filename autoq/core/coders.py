@@ -20,8 +20,10 @@ Bytes = npt.NDArray[np.uint8]  # one dimension
 _LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 # On noise-like grids high levels of zstd waste bits on matches (ResNet-18's last 4-bit layer: 887 kB at
 # level 1, 966 kB at 9); on everything else they find more.
-_ZSTD_LEVELS = (1, 19)
-_ESTIMATE_LEVEL = 12
+_FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
+# Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
+_SAMPLE_BYTES = 1 << 16
+_HOPELESS = 1.01
 _DEPENDENT = 0.9
 _FREQUENCY_SUM = 1 << 16
 _PRESENT_BYTES = 32  # one bit for each of 256 symbols
@@ -41,13 +43,38 @@ class DamagedStream(ValueError):
 
 
 def encode(stream: Bytes) -> tuple[Coder, bytes]:
-    """Store a stream by the coder that makes it smallest; the simplest one where two are equal."""
-    content = stream.tobytes()
-    stored = [(Coder.RAW, content)]
-    stored += [(Coder.ZSTD, zstandard.ZstdCompressor(level).compress(content)) for level in _ZSTD_LEVELS]
-    if stream.size:
-        stored += [(Coder.LZMA, _lzma(content)), (Coder.ANS, _encode_ans(stream))]
+    """Store a stream by the coder that makes it smallest; the simplest one where two are equal.
+
+    The slow coders see a sample first, and the rest only where they do not lose on it.
+    """
+    stored = _fast(stream)
+    if stream.size <= _SAMPLE_BYTES:
+        stored += _slow(stream)
+    else:
+        sample = _sample(stream)
+        best = min(len(content) for _, content in _fast(sample))
+        if min(len(content) for _, content in _slow(sample)) < _HOPELESS * best:
+            stored += _slow(stream)
     return min(stored, key=lambda one: len(one[1]))
+
+
+def _fast(stream: Bytes) -> list[tuple[Coder, bytes]]:
+    content = stream.tobytes()
+    found = [(Coder.RAW, content), (Coder.ZSTD, _zstd(content, _FAST_LEVEL))]
+    return [*found, (Coder.ANS, _encode_ans(stream))] if stream.size else found
+
+
+def _slow(stream: Bytes) -> list[tuple[Coder, bytes]]:
+    content = stream.tobytes()
+    packed = lzma.compress(content, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    return [(Coder.ZSTD, _zstd(content, _SLOW_LEVEL)), (Coder.LZMA, packed)]
+
+
+def _sample(stream: Bytes) -> Bytes:
+    """Four evenly spaced pieces."""
+    piece = _SAMPLE_BYTES // 4
+    starts = np.linspace(0, stream.size - piece, 4).astype(int)
+    return np.concatenate([stream[start : start + piece] for start in starts])
 
 
 def decode(coder: int, stored: bytes, size: int) -> Bytes:
@@ -74,15 +101,15 @@ def decode(coder: int, stored: bytes, size: int) -> Bytes:
 def estimate(stream: Bytes) -> int:
     """Return about how many bytes `encode` would store, some fifty times faster: a trial waits for it."""
     content = stream.tobytes()
-    zstd = len(zstandard.ZstdCompressor(_ZSTD_LEVELS[0]).compress(content))
+    zstd = len(_zstd(content, _FAST_LEVEL))
     ans = _ans_bytes(stream)
     if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
-        zstd = min(zstd, len(zstandard.ZstdCompressor(_ESTIMATE_LEVEL).compress(content)))
+        zstd = min(zstd, len(_zstd(content, _ESTIMATE_LEVEL)))
     return min(stream.size, zstd, ans)
 
 
-def _lzma(content: bytes) -> bytes:
-    return lzma.compress(content, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+def _zstd(content: bytes, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level).compress(content)
 
 
 def _decode_zstd(stored: bytes, size: int) -> bytes:

@@ -15,7 +15,7 @@ from autoq.core.coders import Bytes, DamagedStream, decode, encode, estimate
 from autoq.core.transforms import Transform, join, split, stream_sizes
 
 # Restored bytes in a record: what reading a bundle takes memory for, some twenty times.
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 18
 _HEAD = struct.Struct("<BB")
 _STREAM = struct.Struct("<BII")
 _SPARSE = frozenset({Transform.SPARSE, Transform.SPARSE_NIBBLES})

@@ -9,7 +9,16 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoq.core.coders import _LZMA_FILTERS, Bytes, Coder, DamagedStream, _encode_ans, decode, encode, estimate
+from autoq.core.coders import (
+    _LZMA_FILTERS,
+    Bytes,
+    Coder,
+    DamagedStream,
+    _encode_ans,
+    decode,
+    encode,
+    estimate,
+)
 
 
 def grid(bits: int, size: int = 200_000) -> Bytes:

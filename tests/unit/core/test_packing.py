@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -87,7 +89,5 @@ def test_no_flip_of_a_bit_does_more_than_change_bytes() -> None:
         for bit in RNG.integers(0, 8 * len(record), 300):
             damaged = bytearray(record)
             damaged[bit // 8] ^= 1 << (bit % 8)
-            try:
+            with suppress(DamagedStream):
                 assert unpack(bytes(damaged), grid.size).size == grid.size
-            except DamagedStream as error:
-                assert str(error)

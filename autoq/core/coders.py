@@ -24,6 +24,7 @@ _FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
 # Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
 _SAMPLE_BYTES = 1 << 16
 _HOPELESS = 1.01
+_SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
 _DEPENDENT = 0.9
 _FREQUENCY_SUM = 1 << 16
 _PRESENT_BYTES = 32  # one bit for each of 256 symbols
@@ -104,12 +105,15 @@ def estimate(stream: Bytes) -> int:
     zstd = len(_zstd(content, _FAST_LEVEL))
     ans = _ans_bytes(stream)
     if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
+        if stream.size <= _SMALL_BYTES:
+            return min(len(content) for _, content in _slow(stream))
         zstd = min(zstd, len(_zstd(content, _ESTIMATE_LEVEL)))
     return min(stream.size, zstd, ans)
 
 
 def _zstd(content: bytes, level: int) -> bytes:
-    return zstandard.ZstdCompressor(level).compress(content)
+    packed: bytes = zstandard.ZstdCompressor(level).compress(content)
+    return packed
 
 
 def _decode_zstd(stored: bytes, size: int) -> bytes:

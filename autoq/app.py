@@ -384,18 +384,31 @@ class App:
 
     # --- taking away -----------------------------------------------------------------------------
 
-    def export(self, name: str, select: str, out: Path, listener: SearchListener) -> Point:
+    def export(
+        self,
+        name: str,
+        select: str,
+        out: Path,
+        listener: SearchListener,
+        *,
+        bundle_format: str | None = None,
+    ) -> Point:
         """Write a point of a search as a folder that deploys without autoq, and check what was written.
 
+        `bundle_format` asks for a storage bundle beside the model: native, hdf5 or safetensors.
+
         Raises:
-            UserError: No such point, or `out` is taken.
+            UserError: No such point or format, or `out` is taken.
             UnfaithfulModel: What was written does not compute what was measured.
         """
-        from autoq.exporting import export_point
+        from autoq.export.bundle import BundleFormat
+        from autoq.exporting import Destination, export_point
+
+        bundle = None if bundle_format is None else BundleFormat.named(bundle_format)
 
         outcome = self.outcome(name)
         point = outcome.select(select)
-        export_point(self.home, outcome, point, out, listener)
+        export_point(self.home, outcome, point, Destination(out, bundle), listener)
         return point
 
     def sync(self, name: str) -> int:

@@ -15,6 +15,7 @@ from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
 from autoq.evaluation.ports import Target
+from autoq.export.bundle import BundleFormat
 from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_export
 from autoq.export.recipe import (
     RECIPE_FILE,
@@ -37,14 +38,24 @@ from autoq.spec.schema import SearchSpec, TorchModelSpec
 from autoq.targets.registry import create_target
 
 
-def export_point(home: Home, outcome: Outcome, point: Point, out: Path, listener: SearchListener) -> None:
+@dataclass(frozen=True)
+class Destination:
+    """Where an export goes, and whether a storage bundle goes with it."""
+
+    out: Path
+    bundle: BundleFormat | None = None
+
+
+def export_point(
+    home: Home, outcome: Outcome, point: Point, destination: Destination, listener: SearchListener
+) -> None:
     """Write the export folder of a point and check that it computes what was measured.
 
     Raises:
-        UserError: `out` is taken, or model or data are no longer what was searched.
+        UserError: The folder is taken, or model or data are no longer what was searched.
         UnfaithfulModel: The written model is not the measured one.
     """
-    out = out.resolve()
+    out = destination.out.resolve()
     check_free(out)
     built = rebuild(home, outcome, point, listener)
     _check_recipe(built)
@@ -57,7 +68,14 @@ def export_point(home: Home, outcome: Outcome, point: Point, out: Path, listener
     transforms = {name: Affine(one.scale, one.offset) for name, one in spec.data.transform.items()}
     exported = built.model.artifact if isinstance(spec.model, TorchModelSpec) else None
     content = ExportContent(
-        outcome, point, built.model.summary, built.artifact, built.recipe, transforms, exported
+        outcome,
+        point,
+        built.model.summary,
+        built.artifact,
+        built.recipe,
+        transforms,
+        float_model=exported,
+        bundle=destination.bundle,
     )
     listener.on_phase("export", "writing and reloading the model")
     write_export(content, out, check=lambda folder: check_written(folder / MODEL_FILE, built))

@@ -1,4 +1,4 @@
-"""Commands that write or serve: export, apply, delete, sync, ui."""
+"""Commands that write or serve: export, apply, unbundle, delete, sync, ui."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from autoq.cli.streams import results_alone_on_stdout
 from autoq.core.errors import UserError
 
 
-def export_point(name: str, select: str, out: Path, home: Path) -> None:
+def export_point(name: str, select: str, out: Path, home: Path, *, bundle_format: str | None = None) -> None:
     """Export a point of a search and say what was written."""
     with results_alone_on_stdout(), open_app(home) as app, followed(Stage()) as listener:
-        point = app.export(name, select, out, listener)
+        point = app.export(name, select, out, listener, bundle_format=bundle_format)
     print(f"trial {point.trial.number} of {name} is in {out}: {wording.figures(point.measurement)}")
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {wording.size(path.stat().st_size)}")
@@ -32,6 +32,15 @@ def apply_recipe(recipe: Path, model: Path, out: Path) -> None:
         from autoq.exporting import apply_recipe_file
 
         n_bytes = apply_recipe_file(recipe, model, out)
+    print(f"{out}: {wording.size(n_bytes)}")
+
+
+def restore_bundle(bundle: Path, out: Path) -> None:
+    """Restore the model of a bundle and say what was written."""
+    with results_alone_on_stdout():
+        from autoq.export.bundle import unbundle
+
+        n_bytes = unbundle(bundle, out)
     print(f"{out}: {wording.size(n_bytes)}")
 
 

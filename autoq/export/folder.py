@@ -14,6 +14,7 @@ from autoq.core.artifacts import ModelArtifact
 from autoq.core.data import Affine
 from autoq.core.errors import UserError
 from autoq.core.layers import ModelSummary
+from autoq.export.bundle import BundleFormat, write_bundle
 from autoq.export.card import write_card
 from autoq.export.recipe import Recipe, save_recipe
 from autoq.search.outcome import Outcome, Point
@@ -70,6 +71,7 @@ class ExportContent:
     recipe: Recipe
     transforms: Mapping[str, Affine]
     float_model: ModelArtifact | None = None  # where the user has no ONNX file of it: a torch module
+    bundle: BundleFormat | None = None
 
 
 def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], None]) -> None:
@@ -110,6 +112,8 @@ def _write_files(content: ExportContent, folder: Path) -> None:
     content.artifact.save(folder / MODEL_FILE)
     if content.float_model is not None:
         content.float_model.save(folder / FLOAT_FILE)
+    if content.bundle is not None:
+        write_bundle(content.artifact, folder / content.bundle.file_name, content.bundle)
     save_recipe(content.recipe, folder)
     (folder / "card.md").write_text(write_card(content.outcome, content.point, content.summary))
     (folder / "manifest.json").write_text(json.dumps(_manifest(content), indent=2) + "\n")

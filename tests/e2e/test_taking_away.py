@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_case import NAME, environment, run_autoq
 
@@ -77,6 +78,26 @@ def test_a_taken_folder_is_refused_and_left_alone(finished: Any, tmp_path: Path,
     ran = _export(finished, tmp_path, select)
     assert ran == (2, f"autoq: error: {tmp_path}: already exists (give --out a new or empty folder)")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("bundle_format", ["native", "hdf5", "safetensors"])
+def test_a_bundle_gives_the_exported_model_back_and_it_runs(
+    finished: Any, exported: Path, tmp_path: Path, bundle_format: str
+) -> None:
+    out, again = tmp_path / "out", tmp_path / "again.onnx"
+    flags = ["--bundle"] if bundle_format == "native" else ["--bundle-format", bundle_format]
+    ran = run_autoq("export", NAME, "--select", "1", "--out", out, "--home", finished.home, *flags)
+    assert ran.returncode == 0, ran.stderr
+    (bundle,) = [path for path in out.iterdir() if path.name not in FILES]
+    ran = run_autoq("unbundle", bundle, "--out", again)
+    assert ran.returncode == 0, ran.stderr
+    assert again.read_bytes() == (exported / "model.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(again, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": np.ones((2, 3, 16, 16), np.float32)})
+    assert logits.shape == (2, 4)
+    if bundle_format == "native":
+        (point,) = [point for point in _all_trials(finished.home) if point["trial"] == 1]
+        assert point["bundle_bytes"] == pytest.approx(bundle.stat().st_size, rel=0.03)
 
 
 def test_an_unknown_trial_is_refused_and_nothing_is_written(finished: Any, tmp_path: Path) -> None:

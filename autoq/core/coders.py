@@ -161,8 +161,8 @@ def _encode_ans(stream: Bytes) -> bytes:
     index = np.cumsum(present, dtype=np.int32) - 1
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(index[stream], _model(frequencies))
-    words = coder.get_compressed().astype("<u4")
-    return np.packbits(present).tobytes() + frequencies.astype("<u2").tobytes() + words.tobytes()
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return np.packbits(present).tobytes() + frequencies.astype("<u2").tobytes() + words
 
 
 def _decode_ans(stored: bytes, size: int) -> Bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,7 +36,7 @@ class Consumer:
     weight: Floats  # (rows, n)
     halves: tuple[Floats, Floats]  # E[xxᵀ] of these columns, (n, n), over two halves of the examples
     share: float  # of the first half in all vectors
-    mean: Floats  # (n,)
+    mean: Floats  # (n,) E[x]; zeros where no bias can take up what a removed column is on average
 
     @cached_property
     def covariance(self) -> Floats:
@@ -54,6 +54,8 @@ def find_consumers(
     layers: Mapping[str, Layer],
     weights: Mapping[str, Array],
     moments: Callable[[str], Moments | None],
+    *,
+    without_bias: Collection[str] = (),
 ) -> list[Consumer]:
     """Return everything that reads a group and can be refitted.
 
@@ -65,6 +67,7 @@ def find_consumers(
         layers: Layers by name.
         weights: Their float weights.
         moments: Gives the second moments of a layer's inputs.
+        without_bias: Layers whose bias cannot be corrected: they are fitted without a constant input.
     """
     readers = dict.fromkeys(member.layer for member in group.members if member.role is Role.READS)
     found: list[Consumer] = []
@@ -75,7 +78,8 @@ def find_consumers(
         rows = to_rows(weights[name], layers[name])
         members = [one for one in group.members if one.layer == name and one.role is Role.READS]
         units = units_of_columns(members, rows.shape, layers[name])
-        found += _of_layer(name, rows, units, known)
+        centred = name not in without_bias
+        found += _of_layer(name, rows, units, known, centred=centred)
     return found
 
 
@@ -107,7 +111,9 @@ def _mark(by_channel: Indices, members: list[Member]) -> None:
             by_channel[list(channels)] = unit
 
 
-def _of_layer(name: str, rows: Array, units: Indices, moments: Moments) -> Iterator[Consumer]:
+def _of_layer(
+    name: str, rows: Array, units: Indices, moments: Moments, *, centred: bool
+) -> Iterator[Consumer]:
     share = moments.n_rows[0] / sum(moments.n_rows)
     for row_group, by_column in enumerate(units):
         if len(np.unique(by_column)) == 1:
@@ -126,7 +132,7 @@ def _of_layer(name: str, rows: Array, units: Indices, moments: Moments) -> Itera
                 weight=np.ascontiguousarray(rows[row_group][:, columns], np.float32),
                 halves=(first, second),
                 share=share,
-                mean=moments.mean[row_group][columns],
+                mean=moments.mean[row_group][columns] * np.float32(centred),
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from autoq.pruning.consumers import Consumer, Floats, Indices
 
@@ -42,10 +42,8 @@ def refit(consumer: Consumer, kept: npt.NDArray[np.bool_], ridge: float) -> Refi
     return next(iter(refit_nested(consumer, np.flatnonzero(kept), [int(kept.sum())], ridge)))
 
 
-def refit_nested(
-    consumer: Consumer, order: Indices, widths: Sequence[int], ridge: float
-) -> Iterator[Refit]:
-    """Refit at several nested widths at the price of one Cholesky: that of a leading block is a leading block.
+def refit_nested(consumer: Consumer, order: Indices, widths: Sequence[int], ridge: float) -> Iterator[Refit]:
+    """Refit at several nested widths at the price of one Cholesky: a leading block's is a leading block of it.
 
     Args:
         consumer: What is refitted.
@@ -84,9 +82,7 @@ def _back_substitute(lower: Floats, forward: Floats, order: Indices, width: int)
     return np.ascontiguousarray(solved[rising].T, np.float32)
 
 
-def choose_ridge(
-    consumer: Consumer, kept: npt.NDArray[np.bool_], ridges: Sequence[float] = RIDGES
-) -> float:
+def choose_ridge(consumer: Consumer, kept: npt.NDArray[np.bool_], ridges: Sequence[float] = RIDGES) -> float:
     """Return the λ whose fit on one half of the data errs least on the other, both ways summed.
 
     The halves are compared without a constant input: of what they have by themselves only E[xxᵀ] is
@@ -120,22 +116,19 @@ def _held_out_error(
 def _cholesky(damped: Floats) -> Floats:
     """Factor in float32, and in float64 where that is not enough."""
     try:
-        return cholesky(damped, lower=True, check_finite=False)
+        lower: Floats = cholesky(damped, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
-        return cholesky(_lifted(damped), lower=True, check_finite=False)
+        lower = cholesky(_lifted(damped), lower=True, check_finite=False).astype(np.float32)
+    return lower
 
 
 def _solve(damped: Floats, right: Floats) -> Floats:
-    try:
-        return cho_solve(cho_factor(damped, lower=True, check_finite=False), right, check_finite=False)
-    except np.linalg.LinAlgError:
-        factored = cho_factor(_lifted(damped), lower=True, check_finite=False)
-        return cho_solve(factored, right.astype(np.float64), check_finite=False).astype(np.float32)
+    solved: Floats = cho_solve((_cholesky(damped), True), right, check_finite=False)
+    return solved
 
 
 def _lifted(damped: Floats) -> Wide:
     """Widen, and lift eigenvalues that float32 sums have pushed below zero."""
     wide = damped.astype(np.float64)
-    rounding = len(wide) * float(np.finfo(np.float32).eps) * float(np.trace(wide)) / len(wide)
-    wide[np.diag_indices_from(wide)] += rounding
+    wide[np.diag_indices_from(wide)] += float(np.finfo(np.float32).eps) * float(np.trace(wide))
     return wide

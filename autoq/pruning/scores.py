@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import groupby
 
@@ -51,20 +51,32 @@ def removal_order(
     if criterion is Criterion.OBS:
         return _order_by_obs(consumers, n_units, n_rounds)
     score = magnitude_scores if criterion is Criterion.MAGNITUDE else activation_scores
-    return np.argsort(sum(score(one, n_units) for one in consumers), kind="stable")
+    return _rising(_summed(score(one, n_units) for one in consumers))
 
 
 def magnitude_scores(consumer: Consumer, n_units: int) -> Scores:
     """Sum the squares of the weights that read each unit."""
     squares = np.square(consumer.weight, dtype=np.float64).sum(axis=0)
-    return np.bincount(consumer.units, weights=squares, minlength=n_units)
+    return _by_unit(consumer, squares, n_units)
 
 
 def activation_scores(consumer: Consumer, n_units: int) -> Scores:
     """Sum E[x²] over the columns of each unit."""
     first, second = (np.diagonal(half).astype(np.float64) for half in consumer.halves)
     energy = consumer.share * first + (1.0 - consumer.share) * second
-    return np.bincount(consumer.units, weights=energy, minlength=n_units)
+    return _by_unit(consumer, energy, n_units)
+
+
+def _by_unit(consumer: Consumer, figures: Scores, n_units: int) -> Scores:
+    return np.bincount(consumer.units, weights=figures, minlength=n_units).astype(np.float64)
+
+
+def _summed(scores: Iterable[Scores]) -> Scores:
+    return np.sum(np.stack(list(scores)), axis=0, dtype=np.float64)
+
+
+def _rising(scores: Scores) -> Indices:
+    return np.argsort(scores, kind="stable").astype(np.int64)
 
 
 def _order_by_obs(consumers: Sequence[Consumer], n_units: int, n_rounds: int) -> Indices:
@@ -76,9 +88,9 @@ def _order_by_obs(consumers: Sequence[Consumer], n_units: int, n_rounds: int) ->
         n_now = n_removed - int(n_units - alive.sum())
         if n_now == 0:
             continue
-        total = sum(surgeon.scores(alive) for surgeon in surgeons)
+        total = _summed(surgeon.scores(alive) for surgeon in surgeons)
         living = np.flatnonzero(alive)
-        chosen = living[np.argsort(total[living], kind="stable")[:n_now]]
+        chosen = living[_rising(total[living])[:n_now]]
         alive[chosen] = False
         order.append(chosen)
         if alive.any():

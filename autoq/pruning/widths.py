@@ -16,13 +16,22 @@ from autoq.pruning.scores import ranked
 MAX_WIDTHS = 16
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Some columns of one row group of a layer (see `Consumer`), refitted."""
+
+    row_group: int
+    replaced: Indices  # all columns that read the channel group; the others stand still
+    refit: Refit
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """One channel group at one width."""
 
     group: str
     kept: tuple[int, ...]  # units, rising
-    refits: Mapping[str, tuple[tuple[int, Refit], ...]]  # by layer: (row group, columns that read this group)
+    refits: Mapping[str, tuple[Part, ...]]  # by layer that reads the group
     error: float  # sum over consumers of the refit's error, each as a share of its outputs' variance
 
     @property
@@ -84,18 +93,19 @@ def build_snapshots(
         widths: Those wanted; the full width is added.
     """
     narrower = sorted({width for width in widths if width < group.size}, reverse=True)
-    refits: dict[int, dict[str, list[tuple[int, Refit]]]] = {width: {} for width in narrower}
+    refits: dict[int, dict[str, list[Part]]] = {width: {} for width in narrower}
     for consumer in consumers if narrower else ():
         by_width = _refit_all(consumer, order, narrower)
         for width, one in zip(narrower, by_width, strict=True):
-            refits[width].setdefault(consumer.layer, []).append((consumer.row_group, one))
+            refits[width].setdefault(consumer.layer, []).append(
+                Part(consumer.row_group, consumer.columns, one)
+            )
     snapshots = {group.size: Snapshot(group.name, tuple(range(group.size)), {}, 0.0)}
     for width, layers in refits.items():
         kept = tuple(ranked(order, width).tolist())
-        error = sum(_share(list(parts)) for parts in layers.values())
-        snapshots[width] = Snapshot(
-            group.name, kept, {name: tuple(parts) for name, parts in layers.items()}, error
-        )
+        error = sum(_share(parts) for parts in layers.values())
+        parts_of = {name: tuple(parts) for name, parts in layers.items()}
+        snapshots[width] = Snapshot(group.name, kept, parts_of, error)
     return GroupSnapshots(group, order, snapshots)
 
 
@@ -111,8 +121,8 @@ def _refit_all(consumer: Consumer, order: Indices, widths: Sequence[int]) -> lis
     return list(refit_nested(consumer, columns[: counts[0]], counts, ridge))
 
 
-def _share(parts: Sequence[tuple[int, Refit]]) -> float:
+def _share(parts: Sequence[Part]) -> float:
     """Error of a layer over its row groups and blocks, as a share of their variance."""
-    variance = sum(part.variance for _, part in parts)
-    lost = sum(part.error * part.variance for _, part in parts)
+    variance = sum(part.refit.variance for part in parts)
+    lost = sum(part.refit.error * part.refit.variance for part in parts)
     return lost / variance if variance > 0.0 else 0.0

@@ -43,7 +43,7 @@ def refit(consumer: Consumer, kept: npt.NDArray[np.bool_], ridge: float) -> Refi
 
 
 def refit_nested(consumer: Consumer, order: Indices, widths: Sequence[int], ridge: float) -> Iterator[Refit]:
-    """Refit at several nested widths at the price of one Cholesky: a leading block's is a leading block of it.
+    """Refit at nested widths at the price of one Cholesky: that of a leading block is a leading block of it.
 
     Args:
         consumer: What is refitted.

@@ -68,11 +68,14 @@ def activation_scores(consumer: Consumer, n_units: int) -> Scores:
 
 
 def _by_unit(consumer: Consumer, figures: Scores, n_units: int) -> Scores:
-    return np.bincount(consumer.units, weights=figures, minlength=n_units).astype(np.float64)
+    found = np.zeros(n_units)
+    np.add.at(found, consumer.units, figures)
+    return found
 
 
 def _summed(scores: Iterable[Scores]) -> Scores:
-    return np.sum(np.stack(list(scores)), axis=0, dtype=np.float64)
+    total: Scores = np.stack(list(scores)).sum(axis=0)
+    return total
 
 
 def _rising(scores: Scores) -> Indices:

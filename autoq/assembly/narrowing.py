@@ -11,7 +11,7 @@ from autoq.assembly.assemble import layer_weights
 from autoq.assembly.biases import correct_bias
 from autoq.calibration.moments import Moments
 from autoq.core.errors import UnknownNameError
-from autoq.core.groups import ChannelGroup, GroupKind
+from autoq.core.groups import ChannelGroup, GroupKind, Role
 from autoq.graph.blocks import bias_add
 from autoq.graph.find_groups import ChannelMap, map_channels
 from autoq.graph.float_model import FloatModel, describe_graph
@@ -48,6 +48,30 @@ class Narrower:
             UnknownNameError: A group is not known, or has no such width.
         """
         return {name: self._snapshot(name, width).kept for name, width in widths.items()}
+
+    def kept_outputs(self, widths: Widths) -> dict[str, tuple[int, ...]]:
+        """Return the output channels that stay, rising, of each layer that loses some.
+
+        Raises:
+            UnknownNameError: A group is not known, or has no such width.
+        """
+        gone: dict[str, set[int]] = {}
+        for name, width in widths.items():
+            kept = set(self._snapshot(name, width).kept)
+            for member in self.snapshots[name].group.members:
+                if member.role is Role.WRITES:
+                    removed = (one for unit, one in enumerate(member.channels) if unit not in kept)
+                    gone.setdefault(member.layer, set()).update(*removed)
+        return {
+            name: tuple(np.setdiff1d(np.arange(self._n_outputs(name)), list(channels)).tolist())
+            for name, channels in gone.items()
+            if channels
+        }
+
+    def _n_outputs(self, name: str) -> int:
+        layer = self._layers[name]
+        n_channels = layer.weight_shape[layer.channel_axis]
+        return n_channels * layer.group if layer.op == "ConvTranspose" else n_channels
 
     def narrow(self, widths: Widths) -> FloatModel:
         """Derive the narrower model; equal widths give equal bytes.

@@ -10,6 +10,7 @@ import numpy as np
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.biases import correct_bias
 from autoq.calibration.moments import Moments
+from autoq.core.data import Array
 from autoq.core.errors import UnknownNameError
 from autoq.core.groups import ChannelGroup, GroupKind, Role
 from autoq.graph.blocks import bias_add
@@ -82,10 +83,21 @@ class Narrower:
         Raises:
             UnknownNameError: A group is not known, or has no such width.
         """
+        return self._cut(self._refitted(widths), widths)
+
+    def cut(self, widths: Widths) -> FloatModel:
+        """Derive the narrower model without refitting anything: what the refit is compared with.
+
+        Raises:
+            UnknownNameError: A group is not known, or has no such width.
+        """
+        return self._cut({}, widths)
+
+    def _cut(self, refitted: Mapping[str, tuple[Array, Array]], widths: Widths) -> FloatModel:
         graph = self._model.clone()
         claim_names(graph.graph)
         nodes = {node.name: node for node in graph.graph}
-        for layer, (weight, bias) in self._refitted(widths).items():
+        for layer, (weight, bias) in refitted.items():
             node = nodes[layer]
             correct_bias(graph.graph, node, bias)
             index = weight_input(node)
@@ -95,9 +107,9 @@ class Narrower:
         NarrowGroups(self.kept(widths), self._channels)(graph)
         return describe_graph(graph)
 
-    def _refitted(self, widths: Widths) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _refitted(self, widths: Widths) -> dict[str, tuple[Array, Array]]:
         """Weights at full size, zero where a removed unit was read, with what to add to the bias."""
-        rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        rows: dict[str, tuple[Array, Array]] = {}
         weights = layer_weights(self._model)
         for name, width in widths.items():
             for layer, parts in self._snapshot(name, width).refits.items():

@@ -21,6 +21,7 @@ from autoq.graph.narrow import NarrowGroups
 from autoq.graph.values import claim_names, set_initializer
 from autoq.pruning.consumers import find_consumers
 from autoq.pruning.scores import Criterion, removal_order
+from autoq.pruning.snapshot_store import SnapshotStore
 from autoq.pruning.widths import GroupSnapshots, Snapshot, build_snapshots, width_grid
 from autoq.variants.rows import from_rows, to_rows
 
@@ -163,6 +164,13 @@ def build_narrower(
             widths = width_grid(group.size, units_of(multiple, group))
             snapshots[group.name] = build_snapshots(group, consumers, order, widths)
     return Narrower(model, channels, snapshots)
+
+
+def open_narrower(model: FloatModel, store: SnapshotStore) -> Narrower | None:
+    """Open what `build_narrower` made and `SnapshotStore.save` kept; None if it is not there."""
+    channels = map_channels(model.graph)
+    snapshots = store.load(channels.grouping.groups)
+    return None if snapshots is None else Narrower(model, channels, snapshots)
 
 
 def units_of(multiple: int, group: ChannelGroup) -> int:

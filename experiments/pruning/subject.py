@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.assembly.assemble import Stitcher, layer_weights
-from autoq.assembly.narrowing import Narrower, build_narrower
+from autoq.assembly.narrowing import Narrower, build_narrower, open_narrower
 from autoq.assembly.output_correction import OutputCorrector
 from autoq.calibrating import Calibrator
 from autoq.calibration.collect import collect_statistics
@@ -32,6 +32,7 @@ from autoq.graph.float_model import FloatModel
 from autoq.home import Home
 from autoq.preparation import Preparation, prepare
 from autoq.pruning.scores import Criterion
+from autoq.pruning.snapshot_store import SnapshotStore, snapshots_key
 from autoq.spec.loading import load_spec
 from autoq.targets.cpu import this_cpu
 from autoq.variants.build import LayerBuilder
@@ -41,6 +42,7 @@ Floats = npt.NDArray[np.float64]
 Widths = Mapping[str, int]
 
 TIMING_S = 3.0
+MULTIPLE = 16  # channels: one register of int32 sums with AVX512
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,14 @@ class Subject:
         ready = prepare(load_spec(bench / f"{name}.yaml"), opened, Silent())
         calibrator = Calibrator(opened, ready.data.calibration, ready.target.environment(), Silent())
         statistics = calibrator(ready.model)
-        moments = MomentStore.beside(opened.statistics(calibrator.key(ready.model)))
+        key = calibrator.key(ready.model)
+        moments = MomentStore.beside(opened.statistics(key))
         start = time.perf_counter()
-        narrower = build_narrower(ready.model, moments.get)
+        store = SnapshotStore(opened.root / "snapshots" / snapshots_key(key, {"multiple": MULTIPLE}))
+        narrower = open_narrower(ready.model, store)
+        if narrower is None:
+            narrower = build_narrower(ready.model, moments.get, multiple=MULTIPLE)
+            store.save(narrower.snapshots)
         return Subject(ready, opened, statistics, moments, narrower, time.perf_counter() - start)
 
     @cached_property
@@ -73,7 +80,7 @@ class Subject:
 
     def by_criterion(self, criterion: Criterion) -> Narrower:
         """Order units by something else."""
-        return build_narrower(self.ready.model, self.moments.get, criterion=criterion)
+        return build_narrower(self.ready.model, self.moments.get, multiple=MULTIPLE, criterion=criterion)
 
     def int8(self, model: FloatModel, statistics: Statistics | None = None) -> ModelArtifact:
         """Quantise every layer and op statically: u8 activations, nearest s8 weights per channel, min-max.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from autoq.assembly.assemble import layer_weights
-from autoq.assembly.narrowing import Narrower, build_narrower
+from autoq.assembly.narrowing import Narrower, build_narrower, open_narrower
 from autoq.calibration.moment_store import MomentStore
 from autoq.core.data import Array
 from autoq.core.errors import UnknownNameError
@@ -16,6 +17,7 @@ from autoq.core.groups import Role
 from autoq.graph.float_model import build_float_model
 from autoq.graph.narrow import narrow
 from autoq.pruning.scores import Criterion
+from autoq.pruning.snapshot_store import SnapshotStore
 from autoq.testing.bench import ModelBench, largest_difference
 from autoq.testing.models import (
     TINY_MODELS,
@@ -154,6 +156,31 @@ def test_an_unknown_group_or_width_is_refused_with_those_there_are(bench_of: Ben
         narrower.narrow({"nothing": 4})
     with pytest.raises(UnknownNameError, match=r"has no width 5 \(its widths: 4, 8"):
         narrower.narrow({name: 5})
+
+
+def test_what_was_kept_on_disk_narrows_to_the_same_bytes(bench_of: BenchOf, tmp_path: Path) -> None:
+    bench, store = bench_of(residual_cnn), SnapshotStore(tmp_path)
+    assert open_narrower(bench.model, store) is None
+    narrower = narrower_of(bench)
+    store.save(narrower.snapshots)
+    opened = open_narrower(bench.model, store)
+    assert opened is not None
+    widths = narrowest(narrower)
+    assert opened.narrow(widths).summary.digest == narrower.narrow(widths).summary.digest
+    assert opened.kept_outputs(widths) == narrower.kept_outputs(widths)
+
+
+def test_outputs_that_stay_are_the_rows_of_the_narrowed_weights(bench_of: BenchOf) -> None:
+    bench = bench_of(residual_cnn)
+    narrower = narrower_of(bench)
+    widths = narrowest(narrower)
+    kept = narrower.kept_outputs(widths)
+    assert kept
+    cut, whole = layer_weights(narrower.cut(widths)), layer_weights(bench.model)
+    for layer, channels in kept.items():
+        rows = whole[layer][list(channels)]
+        assert len(cut[layer]) == len(rows)
+        assert np.isin(cut[layer], rows).all()
 
 
 def test_groups_without_second_moments_are_not_offered() -> None:

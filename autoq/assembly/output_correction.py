@@ -8,15 +8,14 @@ ones before it already did.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from autoq.assembly.biases import correct_bias
+from autoq.assembly.parts import by_depth, cut_after
 from autoq.calibration.channel_outputs import ChannelFigures, Figures, collect_channel_figures
 from autoq.core.data import Array, Split
 from autoq.graph.float_model import FloatModel, describe_graph
@@ -50,10 +49,10 @@ class OutputCorrector:
         """
         graph = narrowed.clone()
         claim_names(graph.graph)
-        for nodes in _by_depth(graph):
+        for nodes in by_depth(graph, _is_conv):
             outputs = {str(node.name): str(node.outputs[0].name) for node in nodes}
             names = list(outputs.values())
-            found = collect_channel_figures(_cut_after(graph, names), names, self._split)
+            found = collect_channel_figures(cut_after(graph, names), names, self._split)
             for node in nodes:
                 wanted = self._wanted(str(node.name), kept)
                 if wanted is not None:
@@ -77,28 +76,6 @@ class OutputCorrector:
 
 def _is_conv(node: ir.Node) -> bool:
     return is_layer(node) and node.op_type in ("Conv", "ConvTranspose")
-
-
-def _by_depth(graph: ir.Model) -> list[list[ir.Node]]:
-    """Convolutions that do not depend on each other, those with the fewest before them first."""
-    depths: dict[ir.Value, int] = {}
-    found: defaultdict[int, list[ir.Node]] = defaultdict(list)
-    for node in graph.graph:
-        depth = max((depths.get(value, 0) for value in node.inputs if value is not None), default=0)
-        if _is_conv(node):
-            found[depth].append(node)
-            depth += 1
-        depths.update(dict.fromkeys(node.outputs, depth))
-    return [found[depth] for depth in sorted(found)]
-
-
-def _cut_after(graph: ir.Model, values: Sequence[str]) -> FloatModel:
-    """The part of a model that makes some values."""
-    part = graph.clone()
-    produced = {output.name: output for node in part.graph for output in node.outputs}
-    part.graph.outputs[:] = [produced[name] for name in values]
-    common.RemoveUnusedNodesPass()(part)
-    return describe_graph(part)
 
 
 def _match(graph: ir.Graph, node: ir.Node, found: ChannelFigures, wanted: ChannelFigures) -> None:

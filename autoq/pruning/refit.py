@@ -101,6 +101,41 @@ def choose_ridge(consumer: Consumer, kept: npt.NDArray[np.bool_], ridges: Sequen
     return unit * ridges[int(np.argmin(errors))]
 
 
+def fit_residual(
+    vectors: tuple[Floats, Floats], residuals: tuple[Floats, Floats], ridges: Sequence[float] = RIDGES
+) -> tuple[Floats, Floats]:
+    """Fit what a layer lacks: minimise E|r - Dx - b|² + λ|D|², λ the best on the other half, both ways.
+
+    Args:
+        vectors: x of two halves of the examples, (rows, columns) each.
+        residuals: r, (rows, outputs) each.
+        ridges: What to choose λ from, in units of the mean variance of x.
+
+    Returns:
+        D, (outputs, columns), and b, (outputs,).
+    """
+    errors = np.zeros(len(ridges))
+    for fitted_on, judged_on in ((0, 1), (1, 0)):
+        for index, fit in enumerate(_fits(vectors[fitted_on], residuals[fitted_on], ridges)):
+            left = residuals[judged_on] - vectors[judged_on] @ fit[0].T - fit[1]
+            errors[index] += np.square(left, dtype=np.float64).mean()
+    best = ridges[int(np.argmin(errors))]
+    return next(_fits(np.concatenate(vectors), np.concatenate(residuals), [best]))
+
+
+def _fits(vectors: Floats, residuals: Floats, ridges: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
+    mean_x, mean_r = vectors.mean(axis=0), residuals.mean(axis=0)
+    centred = vectors - mean_x
+    covariance = centred.T @ centred / np.float32(len(centred))
+    across = centred.T @ (residuals - mean_r) / np.float32(len(centred))
+    unit = max(float(np.diagonal(covariance).mean(dtype=np.float64)), float(np.finfo(np.float32).tiny))
+    for ridge in ridges:
+        damped = covariance.copy()
+        damped[np.diag_indices_from(damped)] += np.float32(ridge * unit)
+        change = np.ascontiguousarray(_solve(damped, across).T, np.float32)
+        yield change, mean_r - change @ mean_x
+
+
 def _held_out_error(
     weight: Floats, fitted_on: Floats, judged_on: Floats, kept: npt.NDArray[np.bool_], ridge: float
 ) -> float:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from allocation import LatencyShares, at_targets, descend, divergences
-from subject import Subject
+from subject import Finish, Subject
 
 from autoq.core.groups import ChannelGroup, Role
 from autoq.pruning.scores import Criterion
 
 SHARES = (0.75, 0.50, 0.35)
 # Of the predicted latency of the unpruned model.
-TARGETS = [0.70, 0.60, 0.52, 0.45]
+TARGETS = [0.52, 0.45, 0.40, 0.35]
 
 Part = Callable[[Subject], Any]
 
@@ -38,13 +38,14 @@ def uniform(subject: Subject) -> list[dict[str, Any]]:
     return rows
 
 
-def correction(subject: Subject) -> list[dict[str, Any]]:
-    """What mean and variance correction adds to the refit."""
+def finishing(subject: Subject) -> list[dict[str, Any]]:
+    """What mean and variance correction, or a sequential refit, adds to the snapshots."""
     rows = []
     for kind, groups in kinds(subject).items():
-        for share in (0.75,) if kind == "streams" else (0.50, 0.35):
-            print(f"  {kind} at {share:.0%}, corrected", flush=True)
-            row = subject.judge(at_share(subject, groups, share), correct=True)
+        share = 0.75 if kind == "streams" else 0.35
+        for finish in Finish:
+            print(f"  {kind} at {share:.0%}, {finish}", flush=True)
+            row = subject.judge(at_share(subject, groups, share), finish)
             rows.append({"groups": kind, "share": share, **row})
     return rows
 
@@ -69,7 +70,7 @@ def allocation(subject: Subject) -> dict[str, Any]:
     found = at_targets(descend(table, LatencyShares(subject)), TARGETS)
     for one in found:
         print(f"  target {one['target']}: {one['widths']}", flush=True)
-        one.update(subject.judge(one["widths"]))
+        one["by_finish"] = [subject.judge(one["widths"], finish) for finish in (Finish.NOTHING, Finish.REFIT)]
     return {"divergences": table, "points": found}
 
 
@@ -96,7 +97,7 @@ def _n_writers(group: ChannelGroup) -> int:
 
 PARTS: dict[str, Part] = {
     "uniform": uniform,
-    "correction": correction,
+    "finishing": finishing,
     "criteria": criteria,
     "allocation": allocation,
 }

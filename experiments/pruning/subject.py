@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from autoq.assembly.assemble import Stitcher, layer_weights
 from autoq.assembly.narrowing import Narrower, build_narrower, open_narrower
 from autoq.assembly.output_correction import OutputCorrector
+from autoq.assembly.sequential_refit import SequentialRefitter
 from autoq.calibrating import Calibrator
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
@@ -43,6 +45,14 @@ Widths = Mapping[str, int]
 
 TIMING_S = 3.0
 MULTIPLE = 16  # channels: one register of int32 sums with AVX512
+
+
+class Finish(StrEnum):
+    """What a narrowed model goes through after its snapshots."""
+
+    NOTHING = "nothing"
+    CORRECTION = "correction"
+    REFIT = "sequential refit"
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,11 @@ class Subject:
     def corrector(self) -> OutputCorrector:
         """Corrects the outputs of narrowed models."""
         return OutputCorrector(self.ready.model, self.ready.data.calibration)
+
+    @cached_property
+    def refitter(self) -> SequentialRefitter:
+        """Refits narrowed models on their own activations."""
+        return SequentialRefitter(self.ready.model, self.ready.data.calibration)
 
     def by_criterion(self, criterion: Criterion) -> Narrower:
         """Order units by something else."""
@@ -135,17 +150,24 @@ class Subject:
         session.close()
         return found
 
-    def judge(self, widths: Widths, *, correct: bool = False) -> dict[str, Any]:
-        """Narrow, score in float and in int8, and time."""
+    def judge(self, widths: Widths, finish: Finish = Finish.NOTHING) -> dict[str, Any]:
+        """Narrow, finish, score in float and in int8, and time."""
         start = time.perf_counter()
         model = self.narrower.narrow(widths)
         narrow_s = time.perf_counter() - start
-        if correct:
-            model = self.corrector.correct(model, self.narrower.kept_outputs(widths))
+        kept = self.narrower.kept_outputs(widths)
+        start = time.perf_counter()
+        if finish is Finish.CORRECTION:
+            model = self.corrector.correct(model, kept)
+        elif finish is Finish.REFIT:
+            model = self.refitter.refit(model, kept)
+        finish_s = time.perf_counter() - start
         deployed = self.int8(model)
         row = {
             "widths": dict(widths),
             "narrow_s": narrow_s,
+            "finish": finish,
+            "finish_s": finish_s,
             "float_top1": self.top1(model.artifact),
             "int8_top1": self.top1(deployed),
             "size_mb": deployed.size_bytes / 1e6,
@@ -155,7 +177,7 @@ class Subject:
         print(
             f"    top-1 float {row['float_top1']:.4f}, int8 {row['int8_top1']:.4f}; "
             f"{over['float']['factor']:.2f}x over float, {over['int8']['factor']:.2f}x over int8; "
-            f"{row['size_mb']:.2f} MB; narrowed in {narrow_s:.2f} s",
+            f"{row['size_mb']:.2f} MB; narrowed in {narrow_s:.2f} s, {finish} {finish_s:.1f} s",
             flush=True,
         )
         return row

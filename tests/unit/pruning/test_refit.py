@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoq.pruning.consumers import Consumer
-from autoq.pruning.refit import RIDGES, choose_ridge, refit, refit_nested
+from autoq.pruning.refit import RIDGES, choose_ridge, fit_residual, refit, refit_nested
 
 Doubles = NDArray[np.float64]
 
@@ -136,3 +136,31 @@ def test_outputs_that_are_always_zero_have_no_error() -> None:
     vectors, weight = draw(3)
     silent = dataclasses.replace(consumer_of(vectors, weight), weight=np.zeros((4, 3), np.float32))
     assert refit(silent, np.array([True, False, True]), 0.1).error == 0.0
+
+
+def test_a_residual_is_fitted_by_least_squares_with_the_ridge_that_errs_least_elsewhere() -> None:
+    rng = np.random.default_rng(7)
+    vectors, weight = draw(12, rows=60)
+    residual = vectors @ weight.T + rng.standard_normal((60, 4)) * 3.0 + 1.5
+    halves = (vectors[::2].astype(np.float32), vectors[1::2].astype(np.float32))
+    targets = (residual[::2].astype(np.float32), residual[1::2].astype(np.float32))
+
+    def solve(x: Doubles, r: Doubles, ridge: float) -> tuple[Doubles, Doubles]:
+        n, columns = x.shape
+        pull = np.sqrt(n * ridge * x.var(axis=0).mean()) * np.eye(columns, columns + 1)
+        inputs = np.concatenate([np.column_stack([x, np.ones(n)]), pull])
+        found = np.linalg.lstsq(inputs, np.concatenate([r, np.zeros((columns, r.shape[1]))]), rcond=None)[0]
+        return found[:-1].T, found[-1]
+
+    def held_out(ridge: float) -> float:
+        total = 0.0
+        for seen, unseen in ((0, 1), (1, 0)):
+            change, bias = solve(halves[seen].astype(float), targets[seen].astype(float), ridge)
+            total += np.square(targets[unseen] - halves[unseen] @ change.T - bias).mean()
+        return float(total)
+
+    best = min(RIDGES, key=held_out)
+    wanted = solve(np.concatenate(halves).astype(float), np.concatenate(targets).astype(float), best)
+    change, bias = fit_residual(halves, targets)
+    np.testing.assert_allclose(change, wanted[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(bias, wanted[1], rtol=1e-3, atol=1e-2)

@@ -22,14 +22,16 @@ from autoq.calibrating import (
     save_model,
 )
 from autoq.core.choices import Choice, Format, Rewrites
+from autoq.core.groups import Grouping
 from autoq.core.layers import ModelSummary
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target, Verdict
+from autoq.graph.find_groups import find_groups
 from autoq.home import Home
 from autoq.preparation import Preparation, load_model
 from autoq.search.ports import SearchListener
 from autoq.search.space import LayerSpace, Refusal
-from autoq.spec.schema import OnnxModelSpec
+from autoq.spec.schema import OnnxModelSpec, TorchModelSpec
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.targets.profile import latency_shares
 from autoq.variants.variant import WeightChoice
@@ -169,6 +171,15 @@ def inspect_model(path: Path) -> Inspection:
     """
     model = load_model(OnnxModelSpec(path=str(path)))
     return Inspection(model.summary, latency_shares(model), _verdicts(model.summary, OnnxRuntimeTarget()))
+
+
+def inspect_groups(spec: OnnxModelSpec | TorchModelSpec) -> Grouping:
+    """Read or export a model and say which of its channels can only be removed together.
+
+    Raises:
+        ModelError: The model cannot be read or exported, or has nothing to compress.
+    """
+    return find_groups(load_model(spec).graph)
 
 
 def inspect_search(ready: Preparation) -> Inspection:

@@ -224,6 +224,14 @@ def inspect(
             show_default="sensitivity.png among the artifacts in the home",
         ),
     ] = None,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="Tell which channels can only be removed together, and what is left alone and why, "
+            "instead. Default: no.",
+        ),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -234,7 +242,7 @@ def inspect(
     from autoq.cli.inspection import InspectRequest, inspect_path
 
     with report_errors():
-        inspect_path(InspectRequest(path, home, sensitivity, plot, as_json))
+        inspect_path(InspectRequest(path, home, sensitivity, plot, groups, as_json))
 
 
 @app.command()

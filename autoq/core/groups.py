@@ -27,6 +27,8 @@ class Member:
 
     layer: str  # name of the layer
     role: Role
+    # Outputs of a Gather are columns of its table; those of a recurrent layer are rows of one direction
+    # of its weight (all gates), its inputs that weight's columns (W, then R). Directions share both.
     # For each of the group's `size` units, in order: the channel indices (of the layer's outputs if it
     # writes, of its inputs if it reads) that go with that unit. Usually one each; a head has many.
     channels: tuple[tuple[int, ...], ...]

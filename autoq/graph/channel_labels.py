@@ -126,7 +126,7 @@ def reshaped(labels: Labels, dims: Dims, target: Dims) -> Labels | None:
     """
     full: list[int] = []
     result: list[int] = []
-    for ins, outs in _segments(dims, target):
+    for ins, outs in segments(dims, target):
         sizes, wanted = [dims[axis] for axis in ins], [target[axis] for axis in outs]
         if not any(labels.shape[axis] > 1 for axis in ins):
             full += [1] * len(ins)
@@ -145,7 +145,7 @@ def reshaped(labels: Labels, dims: Dims, target: Dims) -> Labels | None:
     return compact(np.broadcast_to(labels, full).reshape(result))
 
 
-def _segments(dims: Dims, target: Dims) -> list[tuple[range, range]]:
+def segments(dims: Dims, target: Dims) -> list[tuple[range, range]]:
     """Pair runs of axes of two shapes that hold the same elements: from the right, then from the left.
 
     What neither end reaches, because of lengths that are not known, is one run.

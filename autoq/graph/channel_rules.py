@@ -16,7 +16,18 @@ Rule = Callable[[Trace, ir.Node], None]
 
 # Their other inputs, if any, are scalars or apply to all channels alike.
 _UNARY = (
-    *("Identity", "Cast", "CastLike", "Dropout", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+    *(
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Dropout",
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+    ),
     *("Erf", "Gelu", "Clip", "Elu", "Selu", "Celu", "Mish", "Softplus", "Softsign", "ThresholdedRelu"),
     *("Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign", "Not", "IsNaN"),
 )
@@ -100,6 +111,7 @@ def _trace_pool(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
     spatial = [axis for axis in varying(labels) if axis != 1]
     trace.freeze(labels, spatial, f"{node.op_type} {node.name!r} mixes them")
+    labels = first_along(labels, spatial)
     if any(constant(value) is None for value in node.inputs[1:] if value is not None):
         trace.freeze(labels, varying(labels), f"{node.op_type} {node.name!r} has computed parameters")
     trace.set(node.outputs[0], labels)
@@ -175,6 +187,7 @@ def _trace_resize(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
     others = [axis for axis in varying(labels) if axis != 1]
     trace.freeze(labels, others, f"Resize {node.name!r} mixes them")
+    labels = first_along(labels, others)
     if "axes" in node.attributes:
         trace.freeze(labels, [1], f"Resize {node.name!r} names its axes")
     _set_given(trace, node, labels)
@@ -192,16 +205,21 @@ def _set_given(trace: Trace, node: ir.Node, labels: Labels) -> None:
 def _trace_shape(trace: Trace, node: ir.Node) -> None:
     """Reading lengths does no harm, unless it is the length that changes."""
     labels = trace.of(node.inputs[0])
-    axes = range(labels.ndim)
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", labels.ndim)
-    visible = list(axes[start:end])
-    seen: set[int] = set()
+    lengths = list(range(labels.ndim))[start:end]
+    seen = set(lengths) if node.outputs[0].is_graph_output() else set()
     for use in node.outputs[0].uses():
-        indices = constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
-        seen.update(visible if indices is None else (visible[int(one)] for one in indices.reshape(-1)))
-    if node.outputs[0].is_graph_output():
-        seen.update(visible)
+        seen.update(_picked(use.node, lengths))
     trace.freeze(labels, seen, f"Shape {node.name!r} counts them")
+
+
+def _picked(node: ir.Node, lengths: list[int]) -> list[int]:
+    """Which of the lengths that a Shape gives a node goes on with."""
+    if node.op_type == "Gather" and (indices := constant(node.inputs[1])) is not None:
+        return [lengths[int(one)] for one in indices.reshape(-1)]
+    if node.op_type == "Slice" and (ranges := slice_ranges(node, 1)) is not None:
+        return [length for _, start, end in ranges for length in lengths[start:end]]
+    return lengths
 
 
 def _trace_concat(trace: Trace, node: ir.Node) -> None:
@@ -253,10 +271,13 @@ def split_sizes(node: ir.Node) -> list[int] | None:
 
 def _trace_slice(trace: Trace, node: ir.Node) -> None:
     labels = trace.of(node.inputs[0])
-    for axis, start, end in slice_ranges(node, labels.ndim) or []:
+    ranges = slice_ranges(node, labels.ndim)
+    if ranges is None:
+        axes = varying(labels)
+        trace.freeze(labels, axes, f"Slice {node.name!r} is computed or has steps")
+        labels, ranges = first_along(labels, axes), []
+    for axis, start, end in ranges:
         labels = labels if labels.shape[axis] == 1 else _cut(labels, axis, start, end)
-    if slice_ranges(node, labels.ndim) is None:
-        trace.freeze(labels, varying(labels), f"Slice {node.name!r} is computed or has steps")
     trace.set(node.outputs[0], labels)
 
 
@@ -300,7 +321,7 @@ def _trace_pad(trace: Trace, node: ir.Node) -> None:
     else:
         padded = [axis for index, axis in enumerate(chosen) if pads[index] or pads[index + len(chosen)]]
     trace.freeze(labels, padded, f"Pad {node.name!r} pads their axis")
-    trace.set(node.outputs[0], labels)
+    trace.set(node.outputs[0], first_along(labels, padded))
 
 
 _RULES: dict[str, Rule] = {

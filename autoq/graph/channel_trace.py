@@ -44,7 +44,7 @@ class Trace:
     def set(self, value: ir.Value, labels: Labels) -> None:
         """Label a value that a node has made."""
         labels = compact(labels)
-        if rank_of(value) != labels.ndim:
+        if not _fits(labels, dims_of(value)):
             self.units.keep(labels, f"the shape of {value.name!r} is not known")
         elif varying(labels):
             self.labels[str(value.name)] = labels
@@ -69,6 +69,9 @@ class Trace:
         others = [other for other in varying(labels) if other != axis]
         self.freeze(labels, others, f"{name!r} reads them as positions")
         vector = first_along(labels, others).reshape(-1)
+        if vector.size not in (1, width):
+            self.units.keep(vector, f"{name!r} reads another number of them")
+            vector = np.zeros(width, np.int64)
         self.reads[name] = np.array(np.broadcast_to(vector, width))
         return self.reads[name]
 
@@ -121,6 +124,12 @@ def dims_of(value: ir.Value | None) -> Dims | None:
     if value is None or value.shape is None:
         return None
     return tuple(size if isinstance(size, int) else size.value for size in value.shape)
+
+
+def _fits(labels: Labels, dims: Dims | None) -> bool:
+    if dims is None or len(dims) != labels.ndim:
+        return False
+    return all(labels.shape[axis] == dims[axis] or dims[axis] is None for axis in varying(labels))
 
 
 def _pad(labels: Labels, rank: int) -> Labels:

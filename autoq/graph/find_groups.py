@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from autoq.core.groups import ChannelGroup, Grouping, GroupKind, LeftAlone, Member, Role
 from autoq.core.names import unique_name
 from autoq.graph.channel_labels import KEPT, Labels, Units, first_along, varying
 from autoq.graph.channel_rules import trace_node
 from autoq.graph.channel_trace import Trace
+from autoq.graph.drop_zero_states import DropZeroStates
 from autoq.graph.layer_rules import trace_layer
 from autoq.graph.layers import is_layer
+from autoq.graph.settle_shapes import SettleShapes
+from autoq.graph.split_before_transpose import SplitBeforeTranspose
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,21 @@ def find_groups(model: ir.Model) -> Grouping:
     return map_channels(model).grouping
 
 
+def clarify(model: ir.Model) -> None:
+    """Rewrite what hides channels in place, exactly: shape arithmetic and what torch wraps around it."""
+    SettleShapes()(model)
+    SplitBeforeTranspose()(model)
+    DropZeroStates()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
 def map_channels(model: ir.Model) -> ChannelMap:
-    """Find the channel groups of a canonical float model, and all places that they reach."""
+    """Find the channel groups of a canonical float model, and all places that they reach.
+
+    The model is not changed; places are those of the model once `clarify` has gone over it.
+    """
+    model = model.clone()
+    clarify(model)
     trace = Trace()
     for node in model.graph:
         if is_layer(node):
@@ -109,19 +127,18 @@ def _members(trace: Trace) -> _Members:
             vector = vectors.get(layer)
             if vector is None:
                 continue
-            for label, channels in _positions(trace.units.find(vector)):
+            for label, channels in _positions(trace.units.find(vector)).items():
                 members[label].append((layer, role, channels))
     return members
 
 
-def _positions(vector: Labels) -> Iterator[tuple[int, list[int]]]:
+def _positions(vector: Labels) -> dict[int, list[int]]:
     """The places of each label that may go, labels in the order of their first place."""
-    order = np.argsort(vector, kind="stable")
-    labels, starts = np.unique(vector[order], return_index=True)
-    places = dict(zip(labels.tolist(), np.split(order, starts[1:]), strict=True))
-    for label in sorted(places, key=lambda one: int(places[one][0])):
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(vector.tolist()):
         if label != KEPT:
-            yield label, places[label].tolist()
+            places[label].append(place)
+    return places
 
 
 def _keep_useless(units: Units, members: _Members) -> None:
@@ -136,7 +153,9 @@ def _keep_useless(units: Units, members: _Members) -> None:
 
 def _families(values: dict[str, Labels], members: _Members) -> list[tuple[int, ...]]:
     """Sort labels into those that lie in the same values and layers: as long as one stays, none is empty."""
-    ways: dict[int, list[str]] = {label: [f"{layer} {role}" for layer, role, _ in members[label]] for label in members}
+    ways: dict[int, list[str]] = {
+        label: [f"{layer} {role}" for layer, role, _ in members[label]] for label in members
+    }
     for name, labels in values.items():
         for label in np.unique(labels).tolist():
             if label != KEPT:
@@ -170,11 +189,8 @@ def _name(members: Sequence[Member], kind: GroupKind) -> str:
     writers = [member.layer for member in members if member.role is Role.WRITES]
     if kind is not GroupKind.HEADS:
         return writers[0]
-    names = [name.split(".") for name in writers]
-    common = names[0][:-1]
-    for name in names[1:]:
-        length = next((i for i, (a, b) in enumerate(zip(common, name, strict=False)) if a != b), None)
-        common = common[:length]
+    columns = zip(*(name.split(".") for name in writers), strict=False)
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns)]
     return f"{'.'.join(common) or writers[0]} heads"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import onnx_ir.passes.common as common
 from autoq.core.layers import GATES
 from autoq.graph.channel_labels import varying
 from autoq.graph.channel_rules import CHANNEL_NORMS, ELEMENTWISE, slice_ranges, split_sizes
-from autoq.graph.find_groups import ChannelMap, map_channels
+from autoq.graph.find_groups import ChannelMap, clarify, map_channels
 from autoq.graph.float_model import FloatModel, describe_graph
 from autoq.graph.layers import bias_input, channel_axis, is_layer
 from autoq.graph.shape_entries import entry, given_shape, set_entry
@@ -53,7 +54,7 @@ def check_kept(kept: Kept, channels: ChannelMap) -> None:
             raise ValueError(f"no channel group {name!r}")
         if len(units) == 0:
             raise ValueError(f"group {name!r}: its width may not fall to zero")
-        ascending = all(low < high for low, high in zip(units, units[1:], strict=False))
+        ascending = all(low < high for low, high in pairwise(units))
         if not ascending or units[0] < 0 or units[-1] >= sizes[name]:
             raise ValueError(f"group {name!r}: expected ascending units from 0 to {sizes[name] - 1}")
 
@@ -69,6 +70,7 @@ class NarrowGroups(ir.passes.InPlacePass):
         """Narrow every node that removed units go through."""
         if not self._cut.removed.size:
             return ir.passes.PassResult(model, modified=False)
+        clarify(model)
         for node in list(model.graph):
             if is_layer(node):
                 _narrow_layer(model.graph, node, self._cut)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from autoq.graph.values import add_initializer, constant
@@ -63,9 +62,7 @@ def _locate(shape: ir.Value, axis: int) -> tuple[ir.Value, int] | None:
     return None
 
 
-def _copied_concat(
-    graph: ir.Graph, node: ir.Node, shape: ir.Value, old: ir.Value, new: ir.Value
-) -> ir.Value:
+def _copied_concat(graph: ir.Graph, node: ir.Node, shape: ir.Value, old: ir.Value, new: ir.Value) -> ir.Value:
     """Join a shape anew with another part: other nodes may read the old one."""
     concat = shape.producer()
     assert concat is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoq.graph.torch_export import ExampleInput
 
 _IMAGE = {"image": ExampleInput(("batch", 3, 16, 16), low=-1.0)}
-_TOKENS = {"tokens": ExampleInput(("batch", 8), "int64", high=32)}
+_TOKENS = {"tokens": ExampleInput(("batch", "length"), "int64", high=32)}
 _WIDTH, _HEADS = 32, 4
 
 
@@ -73,20 +73,28 @@ def resnet_basic() -> nn.Module:
         return Residual(branch, shortcut)
 
     return _seeded(
-        lambda: Classifier(32, conv_bn(3, 16), nn.ReLU(), block(16, 16, 1), block(16, 32, 2), block(32, 32, 1))
+        lambda: Classifier(
+            32, conv_bn(3, 16), nn.ReLU(), block(16, 16, 1), block(16, 32, 2), block(32, 32, 1)
+        )
     )
 
 
 def resnet_bottleneck() -> nn.Module:
     """Blocks of a narrow 3x3 convolution between two 1x1 convolutions."""
-    return _seeded(lambda: Classifier(32, conv_bn(3, 16), nn.ReLU(), _bottleneck(16, 8, 32), _bottleneck(32, 8, 32)))
+    return _seeded(
+        lambda: Classifier(32, conv_bn(3, 16), nn.ReLU(), _bottleneck(16, 8, 32), _bottleneck(32, 8, 32))
+    )
 
 
 def resnext() -> nn.Module:
     """Bottleneck blocks whose 3x3 convolution has groups."""
     return _seeded(
         lambda: Classifier(
-            32, conv_bn(3, 16), nn.ReLU(), _bottleneck(16, 16, 32, groups=4), _bottleneck(32, 16, 32, groups=4)
+            32,
+            conv_bn(3, 16),
+            nn.ReLU(),
+            _bottleneck(16, 16, 32, groups=4),
+            _bottleneck(32, 16, 32, groups=4),
         )
     )
 
@@ -106,7 +114,9 @@ def mobilenet_v2() -> nn.Module:
         branch = nn.Sequential(*layers, conv_bn(wide, n_out, 1))
         return Residual(branch, rectify=False) if n_in == n_out else branch
 
-    return _seeded(lambda: Classifier(48, conv_bn(3, 8), nn.ReLU6(), block(8, 12), block(12, 12), conv_bn(12, 48, 1)))
+    return _seeded(
+        lambda: Classifier(48, conv_bn(3, 8), nn.ReLU6(), block(8, 12), block(12, 12), conv_bn(12, 48, 1))
+    )
 
 
 class SqueezeExcite(nn.Module):
@@ -127,7 +137,12 @@ def mobilenet_v3() -> nn.Module:
     """Inverted residuals with squeeze-excite and hard swish."""
 
     def block(width: int, wide: int) -> nn.Module:
-        layers = (conv_bn(width, wide, 1), nn.Hardswish(), conv_bn(wide, wide, 5, groups=wide), nn.Hardswish())
+        layers = (
+            conv_bn(width, wide, 1),
+            nn.Hardswish(),
+            conv_bn(wide, wide, 5, groups=wide),
+            nn.Hardswish(),
+        )
         return Residual(nn.Sequential(*layers, SqueezeExcite(wide), conv_bn(wide, width, 1)), rectify=False)
 
     return _seeded(lambda: Classifier(12, conv_bn(3, 12), nn.Hardswish(), block(12, 32), block(12, 48)))
@@ -140,7 +155,8 @@ class DenseBlock(nn.Module):
         super().__init__()
         widths = [width + growth * index for index in range(n_layers)]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, growth, 3, padding=1)) for n_in in widths
+            nn.Sequential(nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, growth, 3, padding=1))
+            for n_in in widths
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -383,6 +399,29 @@ def gpt2() -> nn.Module:
     return _seeded(Gpt2)
 
 
+class TorchEncoder(nn.Module):
+    """Layers of torch's own transformer, which keep positions before batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(8, _WIDTH)
+        self.layers = nn.ModuleList(nn.MultiheadAttention(_WIDTH, _HEADS) for _ in range(2))
+        self.fc = nn.Linear(_WIDTH, 5)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map (positions, batch, 8) to (batch, 5)."""
+        x = self.embedding(frames)
+        for layer in self.layers:
+            x = x + layer(x, x, x, need_weights=False)[0]
+        logits: Tensor = self.fc(x.mean(0))
+        return logits
+
+
+def torch_encoder() -> nn.Module:
+    """Two of torch's own attentions with a residual stream that nothing normalises."""
+    return _seeded(TorchEncoder)
+
+
 class BiLstm(nn.Module):
     """Embeddings, two bidirectional LSTM layers, and a classifier over the mean of positions."""
 
@@ -407,8 +446,9 @@ def bilstm() -> nn.Module:
 EXAMPLES = {
     **dict.fromkeys(("vgg", "resnet_basic", "resnet_bottleneck", "resnext", "mobilenet_v2"), _IMAGE),
     **dict.fromkeys(("mobilenet_v3", "densenet", "inception", "unet", "shufflenet", "vit"), _IMAGE),
-    "bert": {**_TOKENS, "mask": ExampleInput(("batch", 8), "int64", high=2)},
-    "gpt2": _TOKENS,
+    "bert": {**_TOKENS, "mask": ExampleInput(("batch", "length"), "int64", high=2)},
+    "gpt2": {"tokens": ExampleInput(("batch", 8), "int64", high=32)},
+    "torch_encoder": {"frames": ExampleInput((6, "batch", 8), low=-1.0)},
     "bilstm": _TOKENS,
 }
 FAMILIES: Sequence[str] = tuple(EXAMPLES)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from subject import Subject
 
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.data import Feed
 from autoq.core.groups import ChannelGroup, Role
-from autoq.targets.profile import latency_shares
 
 N_EXAMPLES = 128
+N_PROFILED = 30  # runs
 MAX_MEASURED = 7  # widths of a group whose divergence is measured; those between are interpolated
 _FIXED = 0.12  # share of a layer's int8 time that does not shrink with its widths
 
@@ -47,11 +54,35 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
+def kernel_shares(artifact: ModelArtifact, layers: Sequence[str], feed: Feed) -> dict[str, float]:
+    """Share of kernel time of each layer of a quantised model, by the runtime's own profiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(artifact.source, options, providers=["CPUExecutionProvider"])
+        for _ in range(N_PROFILED):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    runs: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            # Fused kernels are called after their layer and a token: `layer1.0.conv1_token_5`.
+            name = event["name"].removesuffix("_kernel_time").partition("_token_")[0]
+            runs[name].append(float(event["dur"]))
+    medians = {name: float(np.median(durations)) for name, durations in runs.items()}
+    total = sum(medians.values())
+    return {name: medians[name] / total for name in layers if name in medians}
+
+
 class LatencyShares:
     """Predicts what share of latency is left: that of each layer, by the widths of its two sides."""
 
     def __init__(self, subject: Subject) -> None:
-        self._shares = latency_shares(subject.ready.model)
+        whole = subject.ready.model
+        names = [layer.name for layer in whole.summary.layers]
+        self._shares = kernel_shares(subject.int8(whole, subject.statistics), names, subject.example())
         self._groups: dict[str, ChannelGroup] = {one.name: one for one in subject.narrower.groups}
         self._rest = 1.0 - sum(self._shares.values())
 

@@ -23,7 +23,7 @@ from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Candidate, Choice, Precision
-from autoq.core.data import Split
+from autoq.core.data import Feed, Split
 from autoq.evaluation.batches import feeding_for, run_split, timing_feeds
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Session
@@ -93,6 +93,10 @@ class Subject:
         """Refits narrowed models on their own activations."""
         return SequentialRefitter(self.ready.model, self.ready.data.calibration)
 
+    def example(self) -> Feed:
+        """One calibration example."""
+        return next(self.ready.data.calibration.feeds(1))
+
     def by_criterion(self, criterion: Criterion) -> Narrower:
         """Order units by something else."""
         return build_narrower(self.ready.model, self.moments.get, multiple=MULTIPLE, criterion=criterion)
@@ -150,34 +154,38 @@ class Subject:
         session.close()
         return found
 
-    def judge(self, widths: Widths, finish: Finish = Finish.NOTHING) -> dict[str, Any]:
-        """Narrow, finish, score in float and in int8, and time."""
-        start = time.perf_counter()
-        model = self.narrower.narrow(widths)
-        narrow_s = time.perf_counter() - start
-        kept = self.narrower.kept_outputs(widths)
-        start = time.perf_counter()
+    def narrowed(self, widths: Widths, finish: Finish = Finish.NOTHING) -> FloatModel:
+        """Narrow, and finish."""
+        model, kept = self.narrower.narrow(widths), self.narrower.kept_outputs(widths)
         if finish is Finish.CORRECTION:
-            model = self.corrector.correct(model, kept)
-        elif finish is Finish.REFIT:
-            model = self.refitter.refit(model, kept)
-        finish_s = time.perf_counter() - start
+            return self.corrector.correct(model, kept)
+        return self.refitter.refit(model, kept) if finish is Finish.REFIT else model
+
+    def scores(self, widths: Widths, finish: Finish = Finish.NOTHING) -> tuple[dict[str, Any], ModelArtifact]:
+        """Narrow, finish and score in float and in int8; return the figures and the int8 model."""
+        start = time.perf_counter()
+        model = self.narrowed(widths, finish)
+        seconds = time.perf_counter() - start
         deployed = self.int8(model)
         row = {
             "widths": dict(widths),
-            "narrow_s": narrow_s,
             "finish": finish,
-            "finish_s": finish_s,
+            "seconds": seconds,
             "float_top1": self.top1(model.artifact),
             "int8_top1": self.top1(deployed),
             "size_mb": deployed.size_bytes / 1e6,
-            "over": self.speedups(deployed),
         }
-        over = row["over"]
         print(
-            f"    top-1 float {row['float_top1']:.4f}, int8 {row['int8_top1']:.4f}; "
-            f"{over['float']['factor']:.2f}x over float, {over['int8']['factor']:.2f}x over int8; "
-            f"{row['size_mb']:.2f} MB; narrowed in {narrow_s:.2f} s, {finish} {finish_s:.1f} s",
+            f"    {finish}: top-1 float {row['float_top1']:.4f}, int8 {row['int8_top1']:.4f}; "
+            f"{row['size_mb']:.2f} MB; made in {seconds:.1f} s",
             flush=True,
         )
+        return row, deployed
+
+    def judge(self, widths: Widths) -> dict[str, Any]:
+        """Narrow and score, and time the int8 model."""
+        row, deployed = self.scores(widths)
+        row["over"] = self.speedups(deployed)
+        parts = (f"{one['factor']:.2f}x over {name}" for name, one in row["over"].items())
+        print(f"    {', '.join(parts)}", flush=True)
         return row

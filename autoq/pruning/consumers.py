@@ -89,26 +89,18 @@ def units_of_columns(members: list[Member], shape: tuple[int, ...], layer: Layer
     Args:
         members: What the layer reads of one channel group.
         shape: (groups, rows, columns) of the layer.
-        layer: The layer; a recurrent one reads the same inputs in all its groups.
+        layer: The layer, no recurrence.
     """
     groups, _, columns = shape
-    if layer.is_recurrent:
-        by_channel = np.full(columns, -1, np.int64)
-        _mark(by_channel, members)
-        return np.tile(by_channel, (groups, 1))
     n_channels = layer.weight_shape[1 - layer.channel_axis]
     if layer.op == "Conv":
         n_channels *= layer.group
     by_channel = np.full(n_channels, -1, np.int64)
-    _mark(by_channel, members)
-    taps = groups * columns // n_channels
-    return np.repeat(by_channel, taps).reshape(groups, columns)
-
-
-def _mark(by_channel: Indices, members: list[Member]) -> None:
     for member in members:
         for unit, channels in enumerate(member.channels):
             by_channel[list(channels)] = unit
+    taps = groups * columns // n_channels
+    return np.repeat(by_channel, taps).reshape(groups, columns)
 
 
 def _of_layer(

@@ -60,7 +60,7 @@ def check_kept(kept: Kept, channels: ChannelMap) -> None:
 
 
 class NarrowGroups(ir.passes.InPlacePass):
-    """Cut the units that groups do not keep out of a graph; shapes are inferred anew and checked."""
+    """Cut the units that groups do not keep out of a graph, and note the new shapes of its values."""
 
     def __init__(self, kept: Kept, channels: ChannelMap) -> None:
         check_kept(kept, channels)

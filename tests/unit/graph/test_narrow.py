@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +16,16 @@ from autoq.core.groups import ChannelGroup, Grouping, Role
 from autoq.graph.find_groups import find_groups, map_channels
 from autoq.graph.float_model import FloatModel, build_float_model, describe_graph
 from autoq.graph.narrow import narrow
-from autoq.graph.torch_export import export_torch
 from autoq.graph.values import constant
-from autoq.testing.families import EXAMPLES
+from autoq.testing.families import FAMILIES
 from autoq.testing.models import TINY_MODELS, GraphBuilder, example_feed, mlp, residual_cnn
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Kept = dict[str, list[int]]
 SHARES = (0.75, 0.5)
 
-# What is to be found in each: (units, kind) of the groups in the order of the graph.
-FAMILIES = {
+# What is to be found in each family: (units, kind) of the groups in the order of the graph.
+FOUND = {
     "vgg": [(16, "channels"), (32, "channels"), (24, "channels")],
     "resnet_basic": [(16, "channels")] * 2 + [(32, "channels")] * 3,
     "resnet_bottleneck": [(size, "channels") for size in (16, 8, 8, 32, 8, 8)],
@@ -45,11 +42,6 @@ FAMILIES = {
     "torch_encoder": [(32, "channels"), (4, "heads"), (4, "heads")],
     "bilstm": [(16, "channels"), (12, "hidden"), (12, "hidden")],
 }
-
-
-@cache
-def exported(family: str) -> FloatModel:
-    return build_float_model(export_torch(f"autoq.testing.families:{family}", Path(), EXAMPLES[family]))
 
 
 def tiny(proto: onnx.ModelProto) -> FloatModel:
@@ -136,13 +128,12 @@ def check_against_zeroed(model: FloatModel, feeds: Feeds, share: float) -> None:
         assert max(moved) > 1e-3  # or zeroing would show nothing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_has_its_groups_and_narrowed_computes_what_it_does_with_channels_zeroed(family: str) -> None:
-    model = exported(family)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_its_groups_and_narrowed_computes_what_it_does_with_channels_zeroed(name: str) -> None:
+    model, rng = FAMILIES[name].export(), np.random.default_rng(1)
     found = [(group.size, str(group.kind)) for group in find_groups(model.graph).groups]
-    assert found == FAMILIES[family]
-    rng = np.random.default_rng(1)
-    feeds = {name: example.draw(rng) for name, example in EXAMPLES[family].items()}
+    assert found == FOUND[name]
+    feeds = {key: example.draw(rng) for key, example in FAMILIES[name].example.items()}
     for share in SHARES:
         check_against_zeroed(model, feeds, share)
 

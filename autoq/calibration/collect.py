@@ -75,7 +75,7 @@ def collect_statistics(
     readers = _readers(keyed.values(), calibration.n_examples)
     passes = _passes(readers)
     shown = [*values, *(one.source for one in inputs.values())]
-    run = _Run(model, [*shown, *(name for one in readers for name in one.sources)], calibration)
+    run = TensorRun(model, [*shown, *(name for one in readers for name in one.sources)], calibration)
     summary = _Summary(values, _channel_axes(inputs))
     written: set[str] = set()
     for index, chosen in enumerate(passes):
@@ -115,7 +115,7 @@ def _padded(array: Array, size: int) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class SeenBatch:
     """The tensors of one batch; the rows from `n_real` on are padding."""
 
     arrays: Mapping[str, Array]
@@ -138,7 +138,7 @@ class _Seen:
         return np.ascontiguousarray(np.moveaxis(array, axis, 0))
 
 
-class _Run:
+class TensorRun:
     """The float model with the wanted tensors as outputs, and the data it runs on."""
 
     def __init__(self, model: FloatModel, wanted: Sequence[str], calibration: Split) -> None:
@@ -159,14 +159,14 @@ class _Run:
             self._size = int(np.clip(_ACTIVATION_BUDGET // max(per_example, 1), 1, _MAX_BATCH))
         self._example_axes = self._find_example_axes(first, arrays)
 
-    def batches(self) -> Iterator[_Seen]:
+    def batches(self) -> Iterator[SeenBatch]:
         """Run all data once."""
         done = 0
         for feed in self._calibration.feeds(self._size):
             n_real = len(next(iter(feed.values())))
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
             n_examples = len(next(iter(full.values())))
-            yield _Seen(self._arrays(full), self._example_axes, done, n_examples, n_real)
+            yield SeenBatch(self._arrays(full), self._example_axes, done, n_examples, n_real)
             done += n_real
 
     def _arrays(self, feed: Feed) -> dict[str, Array]:
@@ -246,7 +246,7 @@ class _Summary:
         self._values = values
         self._channel_axes = channel_axes
 
-    def add(self, seen: _Seen) -> None:
+    def add(self, seen: SeenBatch) -> None:
         for name in self._values:
             self._add_histogram(name, seen.real(name))
         for name, axis in self._channel_axes.items():
@@ -293,7 +293,7 @@ class _Reader:
 
     sources: tuple[str, ...]  # tensors that it reads
     collector: MomentCollector | LookupCounter
-    add: Callable[[_Seen], None]
+    add: Callable[[SeenBatch], None]
 
 
 def _readers(inputs: Iterable[_Input], n_examples: int) -> list[_Reader]:
@@ -315,14 +315,14 @@ def _reader(key: str, one: _Input, n_examples: int) -> _Reader | None:
     return _Reader((one.source,), collector, partial(_add_tensor, collector, one.source))
 
 
-def _add_tensor(collector: MomentCollector, source: str, seen: _Seen) -> None:
+def _add_tensor(collector: MomentCollector, source: str, seen: SeenBatch) -> None:
     # Windows are cut out of (examples, channels, ...): with examples elsewhere, nothing is known.
     by_rows = not isinstance(collector.geometry, WindowGeometry)
     array = seen.by_example(source) if by_rows or seen.example_axes.get(source) == 0 else None
     collector.add(array, first=seen.first, n_examples=seen.n_examples, n_real=seen.n_real)
 
 
-def _add_steps(collector: MomentCollector, source: LstmInput, seen: _Seen) -> None:
+def _add_steps(collector: MomentCollector, source: LstmInput, seen: SeenBatch) -> None:
     """Add the steps of an LSTM example by example, as its sequences may differ in length."""
     n_sequences = seen.arrays[source.x].shape[1]
     if n_sequences % seen.n_examples:
@@ -335,7 +335,7 @@ def _add_steps(collector: MomentCollector, source: LstmInput, seen: _Seen) -> No
         collector.add(vectors, first=seen.first + index, n_examples=1, n_real=1)
 
 
-def _add_lookups(counter: LookupCounter, source: str, seen: _Seen) -> None:
+def _add_lookups(counter: LookupCounter, source: str, seen: SeenBatch) -> None:
     indices = seen.by_example(source)
     if indices is None:
         counter.add_shared(seen.arrays[source], first=seen.first, n_real=seen.n_real)

@@ -1,0 +1,169 @@
+"""Refit the layers of a narrowed model on its own activations, one after the other.
+
+A snapshot's refit knows the float model's activations only. Here each layer, in order of depth, learns to
+write what it wrote in the float model from what the layers before it, already refitted, now give it: what
+they got wrong is made up for as far as a linear layer can. It needs both models to be run, up to each
+depth, so it is for the few models that a search ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from autoq.assembly.biases import correct_bias
+from autoq.assembly.parts import by_depth, cut_after
+from autoq.calibration.collect import TensorRun
+from autoq.calibration.geometry import Floats, LayerInput, Positions, find_layer_inputs
+from autoq.calibration.moments import sampled_positions, vectors_wanted
+from autoq.core.data import Split
+from autoq.core.layers import Layer
+from autoq.graph.blocks import bias_add
+from autoq.graph.float_model import FloatModel, describe_graph
+from autoq.graph.layers import is_linear, layer_weight
+from autoq.graph.values import claim_names, constant, set_initializer
+from autoq.pruning.refit import fit_residual
+from autoq.variants.rows import from_rows, to_rows
+
+_VECTORS_PER_COLUMN = 4
+_MIN_VECTORS = 4096
+_SAME_PLACES = "5e9"  # both models are looked at in the same positions
+
+
+class SequentialRefitter:
+    """Refits narrowed models of one float model over a split."""
+
+    def __init__(self, model: FloatModel, split: Split) -> None:
+        self._model, self._split = model, split
+
+    def refit(self, narrowed: FloatModel, kept: Mapping[str, Sequence[int]]) -> FloatModel:
+        """Return the narrowed model with its layers refitted.
+
+        Left as they are: recurrences, embeddings, convolutions in groups, products without a bias, and
+        layers whose positions cannot be told apart by example.
+
+        Args:
+            narrowed: A narrowed model, its layers named as in the float model.
+            kept: Output channels that stayed, by layer; layers that are missing kept all.
+
+        Raises:
+            ModelError: The runtime refuses a model.
+        """
+        graph = narrowed.clone()
+        claim_names(graph.graph)
+        layers = {layer.name: layer for layer in narrowed.summary.layers}
+        inputs = find_layer_inputs(narrowed)
+
+        def can_be_refitted(node: ir.Node) -> bool:
+            one = inputs.get(str(node.name))
+            known = one is not None and one.geometry is not None and one.geometry.groups == 1
+            return known and is_linear(node) and (node.op_type != "MatMul" or bias_add(node) is not None)
+
+        for nodes in by_depth(graph, can_be_refitted):
+            sites = [_Site.of(node, layers, inputs, kept, self._split.n_examples) for node in nodes]
+            wanted = self._run(self._model.graph, sites, [site.output for site in sites])
+            given = self._run(graph, sites, [site.inputs.source for site in sites])
+            for node, site, outputs, vectors in zip(nodes, sites, wanted, given, strict=True):
+                if outputs is not None and vectors is not None:
+                    _refit(graph.graph, node, site, vectors, outputs)
+        return describe_graph(graph)
+
+    def _run(
+        self, graph: ir.Model, sites: Sequence[_Site], names: Sequence[str]
+    ) -> list[tuple[Floats, Floats] | None]:
+        """Take vectors out of one tensor a site, those of even and of odd examples apart."""
+        made = {value.name for node in graph.graph for value in node.outputs}
+        shown = [name for name in dict.fromkeys(names) if name in made]
+        model = cut_after(graph, shown) if shown else self._model
+        halves: list[tuple[list[Floats], list[Floats]]] = [([], []) for _ in sites]
+        broken: set[int] = set()
+        for seen in TensorRun(model, list(dict.fromkeys(names)), self._split).batches():
+            for index, (site, name) in enumerate(zip(sites, names, strict=True)):
+                array = seen.by_example(name)
+                if array is None:
+                    broken.add(index)
+                    continue
+                for example in range(seen.n_real):
+                    place = seen.first + example
+                    one = array.reshape(seen.n_examples, -1, *array.shape[1:])[example]
+                    halves[index][place % 2].append(site.take(one, name, place))
+        return [
+            (np.concatenate(first), np.concatenate(second))
+            if first and second and index not in broken
+            else None
+            for index, (first, second) in enumerate(halves)
+        ]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A layer to be refitted: where its inputs and outputs are, and which of them are looked at."""
+
+    layer: Layer
+    inputs: LayerInput
+    output: str  # with its bias; the same value in both models
+    kept: tuple[int, ...] | None  # of the float model's output channels
+    n_examples: int
+
+    @staticmethod
+    def of(
+        node: ir.Node,
+        layers: Mapping[str, Layer],
+        inputs: Mapping[str, LayerInput],
+        kept: Mapping[str, Sequence[int]],
+        n_examples: int,
+    ) -> _Site:
+        name = str(node.name)
+        stays = tuple(kept[name]) if name in kept else None
+        return _Site(layers[name], inputs[name], str(_output(node).name), stays, n_examples)
+
+    def take(self, array: Floats, name: str, example: int) -> Floats:
+        """Return the chosen vectors of one example's tensor, (rows, columns) or (rows, kept channels)."""
+        geometry = self.inputs.geometry
+        assert geometry is not None
+        if name == self.inputs.source:
+            positions = self._positions(example, geometry.n_positions(array.shape))
+            vectors: Floats = geometry.vectors(array, positions)[0]
+            return vectors
+        moved: Floats = np.moveaxis(array, self.inputs.channel_axis, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+        chosen: Floats = rows[self._positions(example, len(rows))]
+        return chosen if self.kept is None else chosen[:, list(self.kept)]
+
+    def _positions(self, example: int, n_positions: int) -> Positions:
+        assert self.inputs.geometry is not None
+        n_vectors = max(_VECTORS_PER_COLUMN * self.inputs.geometry.columns, _MIN_VECTORS)
+        wanted = vectors_wanted(example, self.n_examples, n_vectors)
+        return sampled_positions(_SAME_PLACES, example, n_positions, wanted)
+
+
+def _refit(
+    graph: ir.Graph,
+    node: ir.Node,
+    site: _Site,
+    vectors: tuple[Floats, Floats],
+    outputs: tuple[Floats, Floats],
+) -> None:
+    rows = to_rows(layer_weight(node), site.layer)[0]
+    first, second = (y - x @ rows.T for x, y in zip(vectors, outputs, strict=True))
+    change, bias = fit_residual(vectors, (first, second))
+    correct_bias(graph, node, bias - _bias(node, len(bias)))
+    value = node.inputs[1]
+    assert value is not None
+    set_initializer(graph, node, 1, str(value.name), from_rows((rows + change)[None], site.layer))
+
+
+def _output(node: ir.Node) -> ir.Value:
+    """Where a layer's outputs are, its bias added."""
+    add = bias_add(node) if node.op_type == "MatMul" else None
+    return (node if add is None else add).outputs[0]
+
+
+def _bias(node: ir.Node, size: int) -> Floats:
+    add = bias_add(node) if node.op_type == "MatMul" else None
+    values = node.inputs[2:3] if add is None else add.inputs
+    found = [array for array in map(constant, values) if array is not None]
+    return found[0].astype(np.float32) if found else np.zeros(size, np.float32)

@@ -1,0 +1,135 @@
+"""Narrow a trained ResNet-18 without training: accuracy, and speed over float and over int8 in one run.
+
+    python experiments/pruning/run.py BENCH_FOLDER [--only allocation] [--home DIR]
+
+BENCH_FOLDER holds the specs, models and data. Every part prints its lines and writes them to
+results.json beside this script; parts can be run one by one, on a machine that is otherwise idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from allocation import LatencyShares, at_targets, descend, divergences
+from subject import Finish, Subject
+
+from autoq.core.groups import ChannelGroup, Role
+from autoq.pruning.scores import Criterion
+
+SHARES = (0.75, 0.50, 0.35)
+# Of the predicted latency of the unpruned int8 model.
+TARGETS = [0.68, 0.62, 0.55]
+
+Part = Callable[[Subject], Any]
+
+
+def uniform(subject: Subject) -> list[dict[str, Any]]:
+    """All inner channels of blocks at one share of their width, then all residual streams."""
+    rows = []
+    for kind, groups in kinds(subject).items():
+        for share in SHARES:
+            print(f"  {kind} at {share:.0%}", flush=True)
+            row = subject.judge(at_share(subject, groups, share))
+            rows.append({"groups": kind, "share": share, **row})
+    return rows
+
+
+def finishing(subject: Subject) -> list[dict[str, Any]]:
+    """What mean and variance correction, or a sequential refit, adds to the snapshots."""
+    rows = []
+    for kind, groups in kinds(subject).items():
+        share = 0.75 if kind == "streams" else 0.35
+        for finish in Finish:
+            print(f"  {kind} at {share:.0%}", flush=True)
+            row, _ = subject.scores(at_share(subject, groups, share), finish)
+            rows.append({"groups": kind, "share": share, **row})
+    return rows
+
+
+def criteria(subject: Subject) -> list[dict[str, Any]]:
+    """Float accuracy of other orders, refitted, and of cutting alone; inner channels."""
+    groups, rows = kinds(subject)["inner"], []
+    for criterion in Criterion:
+        narrower = subject.narrower if criterion is Criterion.OBS else subject.by_criterion(criterion)
+        for share in SHARES:
+            widths = at_share(subject, groups, share)
+            refitted = subject.top1(narrower.narrow(widths).artifact)
+            cut = subject.top1(narrower.cut(widths).artifact)
+            print(f"  {criterion} at {share:.0%}: refitted {refitted:.4f}, only cut {cut:.4f}", flush=True)
+            rows.append({"criterion": criterion, "share": share, "refitted": refitted, "cut": cut})
+    return rows
+
+
+def allocation(subject: Subject, table: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Widths by greedy descent over all groups, on a table that `divergences` has written."""
+    by_width = {name: {int(width): one for width, one in row.items()} for name, row in table.items()}
+    found = at_targets(descend(by_width, LatencyShares(subject)), TARGETS)
+    for one in found:
+        print(f"  target {one['target']}: {one['widths']}", flush=True)
+        one["snapshots"] = subject.judge(one["widths"])
+        one["refitted"], _ = subject.scores(one["widths"], Finish.REFIT)
+    return found
+
+
+def kinds(subject: Subject) -> dict[str, list[ChannelGroup]]:
+    """Groups that one layer writes and one reads, and those that an Add ties."""
+    inner = [one for one in subject.narrower.groups if _n_writers(one) == 1]
+    return {"inner": inner, "streams": [one for one in subject.narrower.groups if one not in inner]}
+
+
+def at_share(subject: Subject, groups: list[ChannelGroup], share: float) -> dict[str, int]:
+    """The width on the grid that is closest to a share, the wider of two."""
+    return {
+        group.name: min(
+            reversed(subject.narrower.snapshots[group.name].widths),
+            key=lambda width: abs(width - share * group.size),
+        )
+        for group in groups
+    }
+
+
+def _n_writers(group: ChannelGroup) -> int:
+    return len({member.layer for member in group.members if member.role is Role.WRITES})
+
+
+PARTS: dict[str, Part] = {
+    "divergences": divergences,
+    "uniform": uniform,
+    "finishing": finishing,
+    "criteria": criteria,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bench", type=Path)
+    parser.add_argument("--only", choices=[*PARTS, "allocation"], action="append")
+    parser.add_argument("--home", type=Path, default=Path("autoq-home"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    args = parser.parse_args()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    subject = Subject.open(args.bench, "resnet18", args.home)
+    print(f"snapshots of {len(subject.narrower.groups)} groups in {subject.snapshots_s:.1f} s", flush=True)
+    whole = subject.ready.model
+    results["unpruned"] = {
+        "snapshots_s": subject.snapshots_s,
+        "float_top1": subject.top1(whole.artifact),
+        "int8_top1": subject.top1(subject.int8(whole, subject.statistics)),
+    }
+    print(results["unpruned"], flush=True)
+    for name in args.only or [*PARTS, "allocation"]:
+        print(name, flush=True)
+        if name == "allocation" and "divergences" not in results:
+            raise SystemExit("allocation needs the table of divergences: run that part before")
+        results[name] = (
+            allocation(subject, results["divergences"]) if name == "allocation" else PARTS[name](subject)
+        )
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

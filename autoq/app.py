@@ -18,8 +18,9 @@ import numpy as np
 
 from autoq.calibrating import foreseeable, rewrites_of
 from autoq.core.digests import canonical_json
-from autoq.core.errors import StoreError, UnknownNameError
+from autoq.core.errors import StoreError, UnfaithfulModel, UnknownNameError
 from autoq.core.measurements import Baseline
+from autoq.evaluation.clock import machine_clock
 from autoq.home import Home
 from autoq.preparation import (
     Preparation,
@@ -42,6 +43,8 @@ from autoq.storage.ledger import SqlLedger
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from autoq.tracking.mlflow_tracking import MlflowTracker
+    from autoq.tracking.onnx_model import DeployedModel
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -173,16 +176,19 @@ class App:
         tracker = self._tracker(listener)
         with ExitStack() as stack:
             # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
-            with _meanwhile(tracker.prepare):
+            with _meanwhile(tracker.prepare) as wait_for_mlflow:
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
                 baseline = known.baseline if known else self._recent_baseline(ready, listener)
                 runner = stack.enter_context(open_runner(ready, sources, self.home, baseline))
+                if baseline is None:
+                    wait_for_mlflow()  # a clock is about to run
                 record = (
                     self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
                 )
             _log.info("preparation took %s", _seconds_text(ready.seconds))
-            tracker.start_search(record)
+            with runner.turn():  # writing to MLflow must not disturb another search's timing
+                tracker.start_search(record)
             hooks = (_StudyHook(self.home, record, ready), _TrackingHook(tracker, record, spec))
             services = Services(self.ledger, runner, listener, hooks, should_stop)
             plan = _plan(ready)
@@ -238,16 +244,32 @@ class App:
         """Draw the plot, write the recipe of the best point, and bring MLflow up to date."""
         name = outcome.record.name
         artifacts = self.write_artifacts(outcome)
-        tracker.finish_search(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+        trials, model = self.ledger.load_trials(name), self._best_model(outcome)
+        with machine_clock():  # writing to MLflow must not disturb another search's timing
+            tracker.finish_search(outcome.record, trials, outcome, artifacts, model)
         _log.info("search %s: %s", name, stop.message)
         listener.on_phase("done", stop.message)
 
+    def _best_model(self, outcome: Outcome) -> DeployedModel | None:
+        from autoq.exporting import deployed_model
+
+        if outcome.best is None:
+            return None
+        try:
+            return deployed_model(self.home, outcome, outcome.best, None)
+        except UnfaithfulModel as error:  # another version of autoq took the search up: it still has its end
+            _log.warning("MLflow does not get the best model: %s", error)
+            return None
+
     def _tracker(self, listener: SearchListener) -> ResilientTracker:
-        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
         from autoq.tracking.resilient import ResilientTracker
 
-        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
-        return ResilientTracker(MlflowTracker(uri, artifact_root), listener.on_note)
+        return ResilientTracker(self._plain_tracker(), listener.on_note)
+
+    def _plain_tracker(self) -> MlflowTracker:
+        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
+
+        return MlflowTracker(*locate_tracking(self.home.root, self.home.tracking_uri))
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -332,19 +354,31 @@ class App:
         export_point(self.home, outcome, point, out, listener)
         return point
 
+    def register(self, name: str, select: str, model_name: str, listener: SearchListener) -> int:
+        """Register a point's model in MLflow's registry; return its version.
+
+        Raises:
+            UserError: No such point, or MLflow takes no such name.
+            UnfaithfulModel: The rebuilt model is not the measured one.
+            InfrastructureError: The tracking server cannot be reached.
+        """
+        from autoq.exporting import deployed_model
+
+        outcome = self.outcome(name)
+        model = deployed_model(self.home, outcome, outcome.select(select), listener)
+        return self._plain_tracker().register(outcome.record, model, model_name)
+
     def sync(self, name: str) -> int:
         """Replay a search into MLflow; return the number of trials that were missing there.
 
         Raises:
             InfrastructureError: The tracking server cannot be reached.
         """
-        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
-
         outcome = self.outcome(name)
-        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
-        tracker = MlflowTracker(uri, artifact_root)
-        artifacts = self.write_artifacts(outcome)
-        return tracker.sync(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+        artifacts, model = self.write_artifacts(outcome), self._best_model(outcome)
+        return self._plain_tracker().sync(
+            outcome.record, self.ledger.load_trials(name), outcome, artifacts, model
+        )
 
     def doctor(self) -> Doctor:
         """Describe runtimes and CPU, and measure the noise floor."""
@@ -380,7 +414,6 @@ class App:
 
 def examine_machine() -> Doctor:
     """Describe runtimes and CPU, and measure the noise floor on a small reference model."""
-    from autoq.evaluation.clock import machine_clock
     from autoq.evaluation.timing import TimingSettings, measure_control
     from autoq.graph.reference_model import INPUT, SHAPE, reference_model
     from autoq.targets.cpu import this_cpu
@@ -410,12 +443,15 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread beside the block; it has ended when the block has, however that ends."""
+def _meanwhile(work: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Do something in a thread beside the block; it has ended when the block has, however that ends.
+
+    Yields what waits for it.
+    """
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield
+        yield thread.join
     finally:
         thread.join()
 

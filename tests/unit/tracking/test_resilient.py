@@ -66,7 +66,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 def shown(tracking_uri: str) -> list[tuple[str, str, dict[str, str], dict[str, float], dict[str, str]]]:
     """Everything a reader sees of the runs, without what differs between two equal searches."""
     client = MlflowClient(tracking_uri=tracking_uri)
-    experiment = client.get_experiment_by_name("autoq")
+    experiment = client.get_experiment_by_name("autoq/digits-cnn")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     own = ("mlflow.parentRunId", "mlflow.user")
@@ -180,5 +180,5 @@ def test_the_end_of_a_search_adds_the_trials_missed_in_a_pause(
 
 def test_a_bug_is_not_taken_for_a_server_that_is_away(record: SearchRecord, store: Path) -> None:
     tracker = ResilientTracker(MlflowTracker(sqlite_uri(store)), lambda note: None)
-    with pytest.raises(KeyError, match="search"):
+    with pytest.raises(KeyError, match="model"):
         tracker.start_search(record.but(spec={}))

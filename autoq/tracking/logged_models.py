@@ -64,7 +64,7 @@ def register_model(client: MlflowClient, logged: LoggedModel, name: str) -> int:
             return int(known.version)
     made = client.create_model_version(
         name,
-        source=f"models:/{logged.model_id}",
+        source=logged.artifact_location,  # as a models:/ URI the client would look for it in its default store
         run_id=logged.source_run_id,
         tags=dict(logged.tags),
         model_id=logged.model_id,

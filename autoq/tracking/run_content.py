@@ -21,6 +21,7 @@ MAX_KEY_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 
+EXPERIMENT_PREFIX = "autoq/"
 # What runs are found again by has our name in front; what people filter by has not.
 SEARCH_TAG = "autoq.search"
 CREATED_TAG = "autoq.created_at"  # only on parents: it tells a search from an earlier one of its name
@@ -33,7 +34,7 @@ GRAPH_PREFIX = "graph/"  # no layer name has a slash, so an op cannot shadow a l
 
 def experiment_name(record: SearchRecord) -> str:
     """Name the experiment of a search: one for all searches of a model, whatever they were after."""
-    return f"autoq/{model_name(record.spec)}"
+    return f"{EXPERIMENT_PREFIX}{model_name(record.spec)}"
 
 
 def model_name(spec: Mapping[str, Any]) -> str:

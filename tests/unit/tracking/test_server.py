@@ -48,7 +48,8 @@ print("returned")
     finally:
         ui.kill()
         ui.wait()
-    assert rest == "stopping the MLflow server\nreturned\n"
+    page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert rest == f"  autoq/digits-cnn: {page}\nstopping the MLflow server\nreturned\n"
     assert choose_port("127.0.0.1", port) == port  # free again
 
 

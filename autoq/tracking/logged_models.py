@@ -64,7 +64,7 @@ def register_model(client: MlflowClient, logged: LoggedModel, name: str) -> int:
             return int(known.version)
     made = client.create_model_version(
         name,
-        source=logged.artifact_location,  # as a models:/ URI the client would look for it in its default store
+        source=logged.artifact_location,  # a models:/ URI is looked up in the default store, not in ours
         run_id=logged.source_run_id,
         tags=dict(logged.tags),
         model_id=logged.model_id,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# An experiment of unknown kind opens on MLflow's GenAI pages; since 3.17 the address has a say too: server.py.
+# An experiment of unknown kind opens on MLflow's GenAI pages; the address has a say too, see server.py.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _PARENT_TAG = "mlflow.parentRunId"

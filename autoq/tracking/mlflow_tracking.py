@@ -259,7 +259,8 @@ class MlflowTracker:
             number = int(run.data.tags[run_content.TRIAL_TAG])
             if (point := points.get(number)) is not None:
                 tags = run_content.point_tags(point, on_front=number in on_front)
-                self._write_changes(run, run_content.point_metrics(point), tags)
+                metrics = run_content.trial_seconds(point.trial) | run_content.point_metrics(point)
+                self._write_changes(run, metrics, tags)
 
     def _describe_search(self, run_id: str, record: SearchRecord, outcome: Outcome | None) -> None:
         client = self._connect()

@@ -114,9 +114,14 @@ def trial_params(candidate: Candidate) -> dict[str, str]:
 
 def trial_metrics(trial: TrialRecord) -> dict[str, float]:
     """What the trial measured, and where its time went."""
-    seconds = {**(trial.measurement.seconds if trial.measurement else {}), **trial.seconds}
     measured = measurement_metrics(trial.measurement) if trial.measurement else {}
-    return measured | {f"seconds/{readable_name(part)}": value for part, value in seconds.items()}
+    return measured | trial_seconds(trial)
+
+
+def trial_seconds(trial: TrialRecord) -> dict[str, float]:
+    """Where the trial's time went; a live run is written before the last of it is known."""
+    seconds = {**(trial.measurement.seconds if trial.measurement else {}), **trial.seconds}
+    return {f"seconds/{readable_name(part)}": value for part, value in seconds.items()}
 
 
 def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> dict[str, str]:

@@ -68,8 +68,9 @@ def run_ui(
     with _serving(server_command(host, chosen), settings) as server:
         try:
             _wait_until_ready(server, address)
+            pages = experiment_pages(address)
             say(f"MLflow is at {address}{RUNS_PAGE} (Ctrl-C stops it)")
-            for name, page in experiment_pages(address):
+            for name, page in pages:
                 say(f"  {name}: {page}")
             if server.wait() != 0:
                 raise InfrastructureError(f"the MLflow server ended with code {server.returncode}")

@@ -213,7 +213,15 @@ def delete(
 @app.command()
 def export(
     name: NameArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder to write; it must not exist.",
+            show_default="none; needed without --register",
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(metavar="POINT", help="best, knee, fastest, smallest, or the number of a trial."),
@@ -231,14 +239,22 @@ def export(
             show_default="native",
         ),
     ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also make it a version of this model in MLflow's registry.",
+            show_default="do not",
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Write a point of a search as a folder that deploys without autoq, and check what was written."""
-    from autoq.cli.taking import export_point
+    from autoq.cli.taking import take_point
 
     wanted = bundle_format or ("native" if bundle else None)
     with report_errors():
-        export_point(name, select, out, home, bundle_format=wanted)
+        take_point(name, select, home, out=out, register=register, bundle_format=wanted)
 
 
 @app.command()

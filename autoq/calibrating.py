@@ -23,7 +23,7 @@ from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target
 from autoq.graph.blocks import find_blocks, quantizable_values
 from autoq.graph.float_model import FloatModel, reload_float_model
-from autoq.graph.rewriting import RewriteVectors, rewrite_model
+from autoq.graph.rewriting import Means, Narrow, RewriteVectors, rewrite_model
 from autoq.home import Home
 from autoq.search.anchors import Anchor
 from autoq.search.ports import SearchListener
@@ -68,10 +68,15 @@ class Calibrator:
     def __init__(
         self, home: Home, calibration: Split, environment: Mapping[str, Any], listener: SearchListener
     ) -> None:
-        self._home, self._calibration, self._listener = home, calibration, listener
+        self._home, self._listener = home, listener
+        self.calibration = calibration
         self.key: Callable[[FloatModel], str] = partial(
             key_of, data_digest=calibration.digest, environment=environment
         )
+
+    def moments(self, model: FloatModel) -> MomentStore:
+        """Open the second moments of a model whose statistics were asked for before."""
+        return MomentStore.beside(self._home.statistics(self.key(model)))
 
     def __call__(self, model: FloatModel) -> Statistics:
         """Return the statistics of a model; its second moments lie beside them afterwards.
@@ -80,15 +85,15 @@ class Calibrator:
             UserError: The runtime refuses the model or the data.
         """
         path = self._home.statistics(self.key(model))
-        moments = MomentStore.beside(path)
+        moments = self.moments(model)
         known = load_statistics(path)
         if known is not None and moments.is_complete:
             self._listener.on_note(f"statistics: reused, {known.n_examples} examples collected earlier")
             return known
-        self._listener.on_phase("statistics", f"one pass over {self._calibration.n_examples} examples")
+        self._listener.on_phase("statistics", f"one pass over {self.calibration.n_examples} examples")
         with machine_clock():
             values = quantizable_values(find_blocks(model.graph))
-            statistics = collect_statistics(model, values, self._calibration, moments=moments)
+            statistics = collect_statistics(model, values, self.calibration, moments=moments)
             save_statistics(statistics, path)
         self._listener.on_note(
             f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches"
@@ -101,7 +106,13 @@ def key_of(model: FloatModel, data_digest: str, environment: Mapping[str, Any]) 
     return statistics_key(model.summary.digest, data_digest, environment)
 
 
-def derive(model: FloatModel, rewrites: Rewrites, load: Load, key: Callable[[FloatModel], str]) -> Source:
+def derive(
+    model: FloatModel,
+    rewrites: Rewrites,
+    load: Load,
+    key: Callable[[FloatModel], str],
+    narrow: Narrow | None = None,
+) -> Source:
     """Rewrite a float model and calibrate what comes out; equal inputs give equal bytes.
 
     Args:
@@ -109,8 +120,9 @@ def derive(model: FloatModel, rewrites: Rewrites, load: Load, key: Callable[[Flo
         rewrites: What to do with it.
         load: Gives the statistics of a model.
         key: Names them.
+        narrow: Narrows a model, if the rewrites have widths.
     """
-    rewritten, vectors = rewrite_model(model, rewrites, lambda one: load(one).channel_maxima)
+    rewritten, vectors = rewrite_model(model, rewrites, Means(lambda one: load(one).channel_maxima, narrow))
     load(rewritten)
     return Source(rewritten, vectors, key(rewritten))
 

@@ -11,9 +11,10 @@ from typing import Any
 from autoq.calibrating import Calibrator, Source, build_stitcher, derive, key_of
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics, load_statistics
-from autoq.core.choices import Rewrites
+from autoq.core.choices import Rewrites, Widths
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
+from autoq.derived import derived_vectors
 from autoq.export.bundle import BundleFormat
 from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_export
 from autoq.export.recipe import (
@@ -27,7 +28,9 @@ from autoq.export.recipe import (
     save_recipe,
 )
 from autoq.graph.float_model import FloatModel, load_float_model, reload_float_model
+from autoq.graph.rewriting import RewriteVectors
 from autoq.home import Home
+from autoq.narrowing import Refitting
 from autoq.preparation import prepare
 from autoq.search.outcome import Outcome, Point
 from autoq.search.ports import Progress, SearchListener
@@ -166,15 +169,22 @@ def _source(
             kept[key(one)] = statistics
             return statistics
 
+        def narrow(one: FloatModel, widths: Widths) -> RewriteVectors:
+            vectors = derived_vectors(home, one, rewrites, key)
+            if vectors is None:
+                raise _NotKept
+            return vectors
+
         with suppress(_NotKept):
-            source = derive(model, rewrites, load, key)
+            source = derive(model, rewrites, load, key, narrow)
             return model, source, kept[source.statistics_key]
     heard = listener or Silent()
     ready = prepare(spec, home, heard)
     if ready.content_digest != outcome.record.model_digest:
         raise ModelError("the model or its data are no longer those that were searched")
     calibrator = Calibrator(home, ready.data.calibration, ready.target.environment(), heard)
-    source = derive(ready.model, rewrites, calibrator, calibrator.key)
+    narrow_again = Refitting(ready.model, home, calibrator, heard).narrow
+    source = derive(ready.model, rewrites, calibrator, calibrator.key, narrow_again)
     return ready.model, source, calibrator(source.model)
 
 

@@ -61,6 +61,14 @@ class Home:
         """The variant store."""
         return self.cache / "variants"
 
+    def snapshots(self, key: str) -> Path:
+        """Channel groups of a float model at every width, refitted."""
+        return self.cache / "snapshots" / key
+
+    def widths(self, key: str) -> Path:
+        """Which widths the shares of latency mean that a search space names."""
+        return self.cache / "widths" / f"{key}.json"
+
     def guide(self, key: str) -> Path:
         """What the guided strategy measured of a model before its trials."""
         return self.cache / "guides" / f"{key}.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from autoq.pruning.widths import GroupSnapshots, Snapshot, build_snapshots, widt
 from autoq.variants.rows import from_rows, to_rows
 
 Widths = Mapping[str, int]  # units that stay, by group
+
+MULTIPLES = (16, 8)  # of channels: registers of int32 sums with AVX512, and half of one
+_FEWEST_WIDTHS = 4  # of a group, before it takes a finer grid
 
 
 class Narrower:
@@ -138,7 +141,7 @@ def build_narrower(
     model: FloatModel,
     moments: Callable[[str], Moments | None],
     *,
-    multiple: int = 16,
+    multiples: Sequence[int] = MULTIPLES,
     criterion: Criterion = Criterion.OBS,
 ) -> Narrower:
     """Find the channel groups of a model, order their units and refit what reads them at every width.
@@ -149,7 +152,8 @@ def build_narrower(
     Args:
         model: Canonical float model.
         moments: Gives the second moments of a layer's inputs.
-        multiple: Channels that the target likes a width to be a multiple of.
+        multiples: Channels that the target likes a width to be a multiple of, best first; a group that
+            has too few widths by one takes the next.
         criterion: What units are ordered by.
     """
     channels = map_channels(model.graph)
@@ -161,7 +165,7 @@ def build_narrower(
         consumers = find_consumers(group, layers, weights, moments, without_bias=fixed)
         if consumers:
             order = removal_order(consumers, group.size, criterion)
-            widths = width_grid(group.size, units_of(multiple, group))
+            widths = width_grid(group.size, _step(group, multiples))
             snapshots[group.name] = build_snapshots(group, consumers, order, widths)
     return Narrower(model, channels, snapshots)
 
@@ -179,6 +183,11 @@ def units_of(multiple: int, group: ChannelGroup) -> int:
         return 1
     per_unit = min((len(unit) for member in group.members for unit in member.channels), default=1)
     return multiple // math.gcd(multiple, per_unit)
+
+
+def _step(group: ChannelGroup, multiples: Sequence[int]) -> int:
+    steps = [units_of(multiple, group) for multiple in multiples]
+    return next((step for step in steps if group.size >= _FEWEST_WIDTHS * step), steps[-1])
 
 
 def _without_bias(model: FloatModel) -> frozenset[str]:

@@ -307,12 +307,20 @@ class Precision(StrEnum):
     FLOAT = "float"
 
 
+# Units kept of each channel group that is narrower than it was, sorted by the group's name.
+Widths = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrites:
-    """Graph-wide rewrites of the float model that keep what it computes, made before it is quantised."""
+    """What is made of the whole float model before it is quantised: narrowed, then equalised, then smoothed.
+
+    The last two keep what it computes.
+    """
 
     equalize: bool = False  # cross-layer equalisation
     smooth_alpha: float | None = None  # SmoothQuant's alpha: how much of the outliers weights take over
+    widths: Widths = ()
 
     @property
     def changes_nothing(self) -> bool:
@@ -321,16 +329,21 @@ class Rewrites:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""
-        return {"equalize": self.equalize, "smooth_alpha": self.smooth_alpha}
+        plain: dict[str, Any] = {"equalize": self.equalize, "smooth_alpha": self.smooth_alpha}
+        # Left out at full width: digests from before there were widths stay what they were.
+        return {**plain, "widths": dict(self.widths)} if self.widths else plain
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Rewrites:
         """Inverse of `to_json`."""
         alpha = data["smooth_alpha"]
-        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha))
+        widths = tuple(sorted((str(group), int(units)) for group, units in data.get("widths", {}).items()))
+        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha), widths)
 
     def __str__(self) -> str:
-        parts = ["equalize"] if self.equalize else []
+        n_narrowed = len(self.widths)
+        parts = [f"{n_narrowed} channel group{'s' * (n_narrowed > 1)} narrowed"] if n_narrowed else []
+        parts += ["equalize"] if self.equalize else []
         parts += [] if self.smooth_alpha is None else [f"smooth {self.smooth_alpha:g}"]
         return " + ".join(parts) or "none"
 

@@ -49,7 +49,7 @@ class Recipe:
     weight_scales: Tensors  # by quantised layer
     corrections: Tensors  # of biases, by layer that has one
     weights: Tensors  # by layer: those that the float weights alone do not tell
-    vectors: RewriteVectors
+    vectors: RewriteVectors  # of a narrowed model also the units kept, and what was refitted
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,8 @@ def _by_kind(recipe: Recipe) -> dict[str, Tensors]:
     return {
         "correction": recipe.corrections,
         "weights": recipe.weights,
+        "kept": recipe.vectors.kept,
+        "narrowed": recipe.vectors.constants,
         "equalize": recipe.vectors.equalize,
         "smooth": recipe.vectors.smooth,
     }
@@ -217,5 +219,5 @@ def _from_files(
         weight_scales=named("weight"),
         corrections=named("correction"),
         weights=named("weights"),
-        vectors=RewriteVectors(named("equalize"), named("smooth")),
+        vectors=RewriteVectors(named("kept"), named("narrowed"), named("equalize"), named("smooth")),
     )

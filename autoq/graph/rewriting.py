@@ -1,19 +1,20 @@
-"""Derive a float model from another that computes the same and quantises better."""
+"""Derive a float model from another: narrower, or one that computes the same and quantises better."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from autoq.core.choices import Rewrites
+from autoq.core.choices import Rewrites, Widths
 from autoq.core.errors import ModelError
 from autoq.graph.equalize import EqualizeLayers, ReplayEqualization
 from autoq.graph.float_model import FloatModel, describe_graph
 from autoq.graph.layers import find_layers
+from autoq.graph.replay_narrowing import Constants, ReplayNarrowing, Units
 from autoq.graph.smooth import ReplaySmoothing, SmoothActivations, smoothing_sites
 
 Vectors = Mapping[str, npt.NDArray[np.float32]]
@@ -21,35 +22,55 @@ Vectors = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RewriteVectors:
-    """What rewrites multiplied with: enough to repeat them without data."""
+    """What rewrites kept, put in place and multiplied with: enough to repeat them without data."""
 
+    kept: Units = field(default_factory=dict)  # by channel group
+    constants: Constants = field(default_factory=dict)  # refitted, by their place in the narrowed model
     equalize: Vectors = field(default_factory=dict)  # by layer
     smooth: Vectors = field(default_factory=dict)  # by tensor
 
 
-def rewrite_model(
-    model: FloatModel, rewrites: Rewrites, channel_maxima: Callable[[FloatModel], Vectors]
-) -> tuple[FloatModel, RewriteVectors]:
-    """Equalise, then smooth, as far as the rewrites say.
+# Finds out which units to keep, and refits what stays.
+Narrow = Callable[[FloatModel, Widths], RewriteVectors]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What rewriting has to look up of a model, beside its weights."""
+
+    # Largest magnitude of every channel of the tensors that layers read: asked only for smoothing.
+    channel_maxima: Callable[[FloatModel], Vectors]
+    narrow: Narrow | None = None  # asked only where there are widths
+
+
+def rewrite_model(model: FloatModel, rewrites: Rewrites, means: Means) -> tuple[FloatModel, RewriteVectors]:
+    """Narrow, then equalise, then smooth, as far as the rewrites say.
 
     Args:
         model: Canonical float model; it is not changed.
         rewrites: What to do.
-        channel_maxima: Largest magnitude of every channel of the tensors that layers read, for the
-            model it is given: asked only for smoothing, and then of the equalised model.
+        means: Asked of the model as it is when its turn comes: smoothing comes after narrowing.
+
+    Raises:
+        ValueError: There are widths, and nothing to narrow with.
     """
-    equalize: Vectors = {}
-    smooth: Vectors = {}
+    done = RewriteVectors()
+    if rewrites.widths:
+        if means.narrow is None:
+            raise ValueError(f"nothing is given to narrow a model with: {rewrites}")
+        done = means.narrow(model, rewrites.widths)
+        model = replay_rewrites(model, done)
     if rewrites.equalize:
         graph, equalizing = model.clone(), EqualizeLayers()
         equalizing(graph)
-        model, equalize = describe_graph(graph), equalizing.scales
+        model, done = describe_graph(graph), replace(done, equalize=equalizing.scales)
     if rewrites.smooth_alpha is not None:
         graph = model.clone()
-        smoothing = SmoothActivations(_worth_it(graph, channel_maxima(model)), alpha=rewrites.smooth_alpha)
+        maxima = _worth_it(graph, means.channel_maxima(model))
+        smoothing = SmoothActivations(maxima, alpha=rewrites.smooth_alpha)
         smoothing(graph)
-        model, smooth = describe_graph(graph), smoothing.scales
-    return model, RewriteVectors(equalize, smooth)
+        model, done = describe_graph(graph), replace(done, smooth=smoothing.scales)
+    return model, done
 
 
 def replay_rewrites(model: FloatModel, vectors: RewriteVectors) -> FloatModel:
@@ -58,13 +79,17 @@ def replay_rewrites(model: FloatModel, vectors: RewriteVectors) -> FloatModel:
     Raises:
         ModelError: A vector does not fit the model.
     """
-    if not vectors.equalize and not vectors.smooth:
-        return model
-    graph = model.clone()
     try:
+        if vectors.kept or vectors.constants:
+            graph = model.clone()
+            ReplayNarrowing(vectors.kept, vectors.constants)(graph)
+            model = describe_graph(graph)
+        if not vectors.equalize and not vectors.smooth:
+            return model
+        graph = model.clone()
         ReplayEqualization(vectors.equalize)(graph)
         ReplaySmoothing(vectors.smooth)(graph)
-    except ir.passes.PassError as error:
+    except (ir.passes.InvariantError, ir.passes.PassError, ValueError) as error:
         raise ModelError(f"rewrites do not fit the model: {error}") from error
     return describe_graph(graph)
 

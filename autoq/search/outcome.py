@@ -48,7 +48,7 @@ class Point:
             "feasible": self.feasible,
             "storage_only": list(self.measurement.storage_only),
             "choices": {name: choice.to_json() for name, choice in self.trial.candidate.choices},
-            "widths": {},
+            "widths": dict(self.trial.candidate.rewrites.widths),
             "graph": {name: str(precision) for name, precision in self.trial.candidate.graph},
         }
 

@@ -76,10 +76,10 @@ class Subject:
         key = calibrator.key(ready.model)
         moments = MomentStore.beside(opened.statistics(key))
         start = time.perf_counter()
-        store = SnapshotStore(opened.root / "snapshots" / snapshots_key(key, {"multiple": MULTIPLE}))
+        store = SnapshotStore(opened.root / "snapshots" / snapshots_key(key, {"multiples": [MULTIPLE]}))
         narrower = open_narrower(ready.model, store)
         if narrower is None:
-            narrower = build_narrower(ready.model, moments.get, multiple=MULTIPLE)
+            narrower = build_narrower(ready.model, moments.get, multiples=[MULTIPLE])
             store.save(narrower.snapshots)
         return Subject(ready, opened, statistics, moments, narrower, time.perf_counter() - start)
 
@@ -99,7 +99,7 @@ class Subject:
 
     def by_criterion(self, criterion: Criterion) -> Narrower:
         """Order units by something else."""
-        return build_narrower(self.ready.model, self.moments.get, multiple=MULTIPLE, criterion=criterion)
+        return build_narrower(self.ready.model, self.moments.get, multiples=[MULTIPLE], criterion=criterion)
 
     def int8(self, model: FloatModel, statistics: Statistics | None = None) -> ModelArtifact:
         """Quantise every layer and op statically: u8 activations, nearest s8 weights per channel, min-max.

@@ -33,7 +33,7 @@ BenchOf = Callable[[Callable[[], onnx.ModelProto]], ModelBench]
 
 def narrower_of(bench: ModelBench, **settings: object) -> Narrower:
     moments = MomentStore(bench.folder / "moments")
-    return build_narrower(bench.model, moments.get, multiple=4, **settings)  # type: ignore[arg-type]
+    return build_narrower(bench.model, moments.get, multiples=(4,), **settings)  # type: ignore[arg-type]
 
 
 def narrowest(narrower: Narrower) -> dict[str, int]:

@@ -36,7 +36,7 @@ def test_every_convolution_gets_the_mean_and_variance_that_it_had(
     bench = bench_of(make)
     split = Split((Batch(bench.calibration),))
     moments = MomentStore(bench.folder / "moments")
-    narrower = build_narrower(bench.model, moments.get, multiple=4, criterion=Criterion.MAGNITUDE)
+    narrower = build_narrower(bench.model, moments.get, multiples=(4,), criterion=Criterion.MAGNITUDE)
     widths = {name: one.widths[-2] for name, one in narrower.snapshots.items() if len(one.widths) > 1}
     assert widths
     kept = narrower.kept_outputs(widths)

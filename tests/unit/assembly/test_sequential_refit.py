@@ -17,7 +17,7 @@ BenchOf = Callable[[Callable[[], onnx.ModelProto]], ModelBench]
 
 
 def narrower_of(bench: ModelBench) -> Narrower:
-    return build_narrower(bench.model, MomentStore(bench.folder / "moments").get, multiple=4)
+    return build_narrower(bench.model, MomentStore(bench.folder / "moments").get, multiples=(4,))
 
 
 def split_of(make: Callable[[], onnx.ModelProto], n_examples: int = 64) -> Split:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoq.core.choices import FLOAT, Calibration, Candidate, Choice, Format, Granularity, Precision
+from autoq.core.choices import (
+    FLOAT,
+    Calibration,
+    Candidate,
+    Choice,
+    Format,
+    Granularity,
+    Precision,
+    Rewrites,
+)
+from autoq.core.digests import digest_json
 
 
 def _grains(fmt: Format) -> list[Granularity]:
@@ -93,3 +103,25 @@ def test_a_choice_reads_well() -> None:
         == "int8/channel/mse w5 50% zero"
     )
     assert str(FLOAT) == "fp32"
+
+
+def test_widths_are_part_of_the_identity_only_where_something_is_narrower() -> None:
+    full, narrow = Candidate.of({}), Candidate.of({}, None, Rewrites(widths=(("a", 8), ("b", 16))))
+    assert "widths" not in full.to_json()["rewrites"]
+    assert narrow.to_json()["rewrites"]["widths"] == {"a": 8, "b": 16}
+    assert narrow.digest != full.digest
+    assert Candidate.from_json(json.loads(json.dumps(narrow.to_json()))) == narrow
+    unsorted = {"equalize": False, "smooth_alpha": None, "widths": {"b": 16, "a": 8}}
+    assert Rewrites.from_json(unsorted) == narrow.rewrites
+
+
+def test_the_digest_of_a_full_width_candidate_is_what_it_was_before_there_were_widths() -> None:
+    written = {"choices": {}, "graph": {}, "rewrites": {"equalize": False, "smooth_alpha": None}}
+    assert Candidate.of({}).digest == digest_json(written)
+
+
+def test_narrowed_rewrites_say_so() -> None:
+    assert str(Rewrites(widths=(("a", 8),))) == "1 channel group narrowed"
+    assert str(Rewrites(True, 0.5, (("a", 8), ("b", 1)))) == (
+        "2 channel groups narrowed + equalize + smooth 0.5"
+    )

@@ -1,0 +1,122 @@
+"""Narrower float models by way of the home: deterministic, read where they were made before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from autoq.calibrating import Calibrator
+from autoq.core.choices import Rewrites, Widths
+from autoq.core.data import Batch, Split
+from autoq.core.errors import UnknownNameError
+from autoq.derived import derive_once, derived_vectors
+from autoq.exporting import Silent
+from autoq.graph.float_model import FloatModel, build_float_model
+from autoq.graph.rewriting import RewriteVectors, replay_rewrites
+from autoq.home import Home
+from autoq.narrowing import Refitting
+from autoq.testing.models import GraphBuilder, example_feed
+
+WIDTHS: Widths = (("block.conv1", 16), ("stem", 24))
+
+
+def wide_cnn() -> onnx.ModelProto:
+    net = GraphBuilder(seed=1)
+    image = net.input("image", "batch", 3, 12, 12)
+    x = net.node("Relu", net.conv(image, "stem", (3, 32)))
+    y = net.node("Relu", net.conv(x, "block.conv1", (32, 32)))
+    x = net.node("Relu", net.node("Add", net.conv(y, "block.conv2", (32, 32)), x))
+    return net.build(logits=(net.classify(x, 32, 4), ("batch", 4)))
+
+
+@pytest.fixture(scope="module")
+def model() -> FloatModel:
+    return build_float_model(ir.from_proto(wide_cnn()))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path)
+
+
+def calibrator(home: Home) -> Calibrator:
+    split = Split((Batch(example_feed(wide_cnn(), n_examples=16, seed=0)),))
+    return Calibrator(home, split, {"runtime_version": "any"}, Silent())
+
+
+def refitting(model: FloatModel, home: Home) -> Refitting:
+    return Refitting(model, home, calibrator(home), Silent())
+
+
+def refuse(model: FloatModel, widths: Widths) -> RewriteVectors:
+    raise AssertionError("narrowed again")
+
+
+def test_equal_widths_give_equal_bytes_with_and_without_the_caches(model: FloatModel, home: Home) -> None:
+    rewrites = Rewrites(widths=WIDTHS)
+    first = derive_once(home, model, rewrites, calibrator(home), refitting(model, home).narrow)
+    again = derive_once(home, model, rewrites, calibrator(home), refuse)
+    shutil.rmtree(home.cache)
+    fresh = derive_once(home, model, rewrites, calibrator(home), refitting(model, home).narrow)
+    for source in (again, fresh):
+        assert source.model.artifact.digest == first.model.artifact.digest
+        assert source.statistics_key == first.statistics_key
+        assert replay_rewrites(model, source.vectors).artifact.digest == first.model.artifact.digest
+
+
+def test_what_was_kept_is_told_without_data(model: FloatModel, home: Home) -> None:
+    rewrites = Rewrites(widths=WIDTHS)
+    key = calibrator(home).key
+    assert derived_vectors(home, model, rewrites, key) is None
+    derive_once(home, model, rewrites, calibrator(home), refitting(model, home).narrow)
+    vectors = derived_vectors(home, model, rewrites, key)
+    assert vectors is not None
+    assert {name: len(units) for name, units in vectors.kept.items()} == dict(WIDTHS)
+
+
+def test_layers_have_the_widths_that_were_asked_for(model: FloatModel, home: Home) -> None:
+    source = derive_once(
+        home, model, Rewrites(widths=WIDTHS), calibrator(home), refitting(model, home).narrow
+    )
+    shapes = {layer.name: layer.weight_shape[:2] for layer in source.model.summary.layers}
+    assert shapes["stem"] == (24, 3)
+    assert shapes["block.conv1"] == (16, 24)
+    assert shapes["block.conv2"] == (24, 16)
+
+
+def test_a_narrowed_model_is_equalised_after_it_was_narrowed(model: FloatModel, home: Home) -> None:
+    both = derive_once(
+        home, model, Rewrites(True, None, WIDTHS), calibrator(home), refitting(model, home).narrow
+    )
+    narrow = derive_once(
+        home, model, Rewrites(widths=WIDTHS), calibrator(home), refitting(model, home).narrow
+    )
+    assert both.model.summary.digest != narrow.model.summary.digest
+    assert replay_rewrites(model, both.vectors).artifact.digest == both.model.artifact.digest
+    assert all(np.array_equal(both.vectors.kept[name], units) for name, units in narrow.vectors.kept.items())
+
+
+def test_snapshots_are_read_where_they_were_kept(
+    model: FloatModel, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = refitting(model, home).narrow(model, WIDTHS)
+
+    def refuse_to_build(*arguments: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr("autoq.narrowing.build_narrower", refuse_to_build)
+    again = refitting(model, home).narrow(model, WIDTHS)
+    assert first.constants.keys() == again.constants.keys()
+    assert all(np.array_equal(first.constants[place], again.constants[place]) for place in first.constants)
+
+
+def test_widths_off_the_grid_and_unknown_groups_are_refused(model: FloatModel, home: Home) -> None:
+    with pytest.raises(UnknownNameError, match=r"'stem' has no width 5 \(its widths: 8, 16, 24, 32\)"):
+        refitting(model, home).narrow(model, (("stem", 5),))
+    with pytest.raises(UnknownNameError, match="no channel group 'other'"):
+        refitting(model, home).narrow(model, (("other", 8),))

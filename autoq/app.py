@@ -708,6 +708,7 @@ def _estimate(ready: Preparation) -> Estimate:
     n_test = 0 if ready.data.test is None else ready.data.test.n_examples
     finals_s = MAX_FINALISTS * (spec.timing.final_s + n_test / ready.target.batch_size * run_s)
     sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
+    n_narrower = len(ready.width_rule.shares)  # anchors, and float models: which widths is decided later
     all_rewrites = rewrites_of(ready.space, ready.anchors)
     variants = sum(
         sizes[name] for one in all_rewrites for name, _ in foreseeable(ready.space, ready.anchors, one)
@@ -718,10 +719,10 @@ def _estimate(ready: Preparation) -> Estimate:
     )
     return Estimate(
         n_trials=spec.search.trials,
-        n_anchors=len(ready.anchors),
+        n_anchors=len(ready.anchors) + n_narrower,
         search_s=search_s,
         finals_s=finals_s,
-        disk_bytes=variants + 2 * len(all_rewrites) * ready.model.summary.size_bytes,
+        disk_bytes=variants + 2 * (len(all_rewrites) + n_narrower) * ready.model.summary.size_bytes,
         refusals=refusals,
     )
 

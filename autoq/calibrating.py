@@ -129,13 +129,8 @@ def derive(
 
 def rewrites_of(space: SearchSpace, anchors: Iterable[Anchor]) -> list[Rewrites]:
     """Every combination of rewrites that a candidate may have, the untouched model first."""
-    offered = [
-        Rewrites(equalize, alpha)
-        for equalize in space.rewrites.equalize
-        for alpha in space.rewrites.smooth_alpha
-    ]
     used = [anchor.candidate.rewrites for anchor in anchors]
-    return list(dict.fromkeys([AS_IT_IS, *offered, *used]))
+    return list(dict.fromkeys([AS_IT_IS, *space.rewrites.all, *used]))
 
 
 def save_model(model: FloatModel, home: Home) -> Path:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,22 @@ from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
 from autoq.execution.worker import ChildProcess
+from autoq.graph.find_groups import find_groups
 from autoq.graph.float_model import FloatModel, build_float_model, load_float_model
 from autoq.graph.torch_export import ExampleInput, export_torch
 from autoq.home import Home
-from autoq.search.anchors import Anchor, build_anchors
+from autoq.narrowing import Refitting
+from autoq.search.anchors import Anchor, build_anchors, reference_anchor, width_anchors
 from autoq.search.ports import SearchListener
 from autoq.search.space import SearchSpace
 from autoq.search.space_building import build_space
+from autoq.search.space_rules import WidthRule
 from autoq.spec.data import DataSplits, load_data
 from autoq.spec.metrics import load_metric
 from autoq.spec.schema import OnnxModelSpec, SearchSpec, TargetSpec, TorchModelSpec
 from autoq.targets.cpu import this_cpu
 from autoq.targets.registry import create_target
+from autoq.width_planning import WidthSubject, check_globs, plan_widths
 
 _log = logging.getLogger("autoq")
 
@@ -68,6 +72,11 @@ class Preparation:
         """What figures were measured with, and what they can be rebuilt from."""
         digests = {"model": self.model.summary.digest, "calibration": self.data.calibration.digest}
         return {**self.target.environment(), "autoq_version": version("autoq"), "digests": digests}
+
+    @property
+    def width_rule(self) -> WidthRule:
+        """How narrow the spec lets the model get; which widths that means is decided after calibration."""
+        return self.spec.space.rewrites.widths.rule()
 
     @property
     def content_digest(self) -> str:
@@ -129,6 +138,8 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
     target = create_target(spec.target)
     _check_batch_size(spec, model)
     rules = spec.space.rules()
+    if rules.rewrites.widths.shares:
+        check_globs(rules.rewrites.widths, find_groups(model.graph).groups)
     space = build_space(rules, model.summary.layers, model.summary.ops, target)
     for refusal in space.refusals:
         _log.info("refused on %s: %s: %s", ", ".join(refusal.layers), refusal.what, refusal.reason)
@@ -150,11 +161,38 @@ def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) ->
     if calibration.n_examples == 1:
         listener.on_note("warning: calibrating on a single example")
     calibrator = Calibrator(home, calibration, ready.target.environment(), listener)
+    refitting = Refitting(ready.model, home, calibrator, listener)
+    if ready.width_rule.shares:
+        with timed(ready.seconds, "widths"):
+            _settle_widths(ready, home, refitting, calibrator, listener)
     sources = {}
     with timed(ready.seconds, "statistics"):
         for rewrites in rewrites_of(ready.space, ready.anchors):
-            sources[rewrites] = derive_once(home, ready.model, rewrites, calibrator)
+            sources[rewrites] = derive_once(home, ready.model, rewrites, calibrator, refitting.narrow)
     return sources
+
+
+def _settle_widths(
+    ready: Preparation, home: Home, refitting: Refitting, calibrator: Calibrator, listener: SearchListener
+) -> None:
+    """Decide which widths the search may choose from; the space and the anchors have them afterwards."""
+    inputs, reference = ready.model.summary.inputs, reference_anchor(ready.space, ready.anchors)
+    feeding = feeding_for(inputs, ready.target.batch_size)
+    shapes = ready.spec.timing.shapes
+    subject = WidthSubject(
+        model=ready.model,
+        output=ready.output,
+        metric=load_metric(ready.spec.metric),
+        calibration=ready.data.calibration,
+        target=ready.target,
+        feeds=timing_feeds(ready.data.calibration, inputs, feeding, shapes=shapes, n_feeds=2),
+        reference=reference,
+    )
+    levels = plan_widths(ready.width_rule, subject, home, refitting, calibrator, listener)
+    ready.space = replace(ready.space, rewrites=replace(ready.space.rewrites, widths=levels))
+    known = {anchor.candidate.digest for anchor in ready.anchors}
+    narrower = width_anchors(ready.space, reference)
+    ready.anchors = [*ready.anchors, *(one for one in narrower if one.candidate.digest not in known)]
 
 
 def prepare_variants(

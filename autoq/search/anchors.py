@@ -82,18 +82,42 @@ def _gentler(fmt: Format) -> Format:
 
 def _smoothed_anchors(space: SearchSpace) -> Iterator[Anchor]:
     """Static int8 with every smoothing the space offers beside its first: what SmoothQuant does by hand."""
+    static = _gentlest_static(space)
+    for alpha in space.rewrites.smooth_alpha[1:]:
+        if alpha is not None and static is not None:
+            rewrites = replace(space.rewrites.usual, smooth_alpha=alpha)
+            candidate = replace(static.candidate, rewrites=rewrites)
+            yield Anchor(f"{static.name} smooth {alpha:g}", candidate)
+
+
+def _gentlest_static(space: SearchSpace) -> Anchor | None:
+    """Static int8 all over, with the calibration that loses least; None where the space has none."""
     labels = dict.fromkeys(label for layer in space.layers for label in layer.labels)
     static = [choice for choice in map(Choice.from_label, labels) if choice.format.is_static]
     if not static:
-        return
-    ranked = sorted(static, key=lambda choice: choice.calibration is not Calibration.MSE)
-    fmt, granularity, method = ranked[0].format, ranked[0].granularity, ranked[0].calibration
-    choices = {layer.name: _nearest(layer, fmt, granularity, (method,)) for layer in space.layers}
-    for alpha in space.rewrites.smooth_alpha[1:]:
-        if alpha is not None:
-            rewrites = replace(space.rewrites.usual, smooth_alpha=alpha)
-            candidate = Candidate.of(choices, _usual_graph(space), rewrites)
-            yield Anchor(f"{ranked[0].label} smooth {alpha:g}", candidate)
+        return None
+    first = min(static, key=lambda choice: choice.calibration is not Calibration.MSE)
+    methods = (first.calibration,)
+    choices = {
+        layer.name: _nearest(layer, first.format, first.granularity, methods) for layer in space.layers
+    }
+    return Anchor(first.label, Candidate.of(choices, _usual_graph(space), space.rewrites.usual))
+
+
+def reference_anchor(space: SearchSpace, anchors: Sequence[Anchor]) -> Anchor:
+    """Return what narrower models are compared with: static int8 all over, else what is tried after float."""
+    return _gentlest_static(space) or anchors[min(1, len(anchors) - 1)]
+
+
+def width_anchors(space: SearchSpace, reference: Anchor) -> list[Anchor]:
+    """The reference at every width below full, so that every strategy has measurements of each."""
+    return [
+        Anchor(
+            f"{reference.name} narrowed to {level.label}",
+            replace(reference.candidate, rewrites=replace(space.rewrites.usual, widths=level.widths)),
+        )
+        for level in space.rewrites.widths[1:]
+    ]
 
 
 def _calibrations_tried(offered: list[Calibration]) -> list[tuple[Calibration, ...]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Rewrites
+from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Rewrites, Widths
 from autoq.core.layers import OpFamily, WeightlessOp
 
 BitRange = tuple[int, int]  # inclusive
@@ -151,17 +151,44 @@ class GraphSpace:
 _OFF = "off"
 
 
+@dataclass(frozen=True, slots=True)
+class WidthLevel:
+    """Widths of all channel groups that are chosen together."""
+
+    share: float  # of the latency at full width that they aim at
+    widths: Widths = ()
+
+    @property
+    def label(self) -> str:
+        """What samplers and people call it."""
+        return f"{100 * self.share:.4g} %"
+
+
+FULL_WIDTH = WidthLevel(1.0)
+
+
 @dataclass(frozen=True)
 class RewriteSpace:
-    """Rewrites of the float model that may be switched; the first of each is what anchors use."""
+    """Rewrites of the float model that may be switched; the first of each is what anchors use.
+
+    Widths below full go with the usual other rewrites only: each combination is a float model to
+    calibrate, and their product would soon be too many.
+    """
 
     equalize: tuple[bool, ...] = (False,)
     smooth_alpha: tuple[float | None, ...] = (None,)
+    widths: tuple[WidthLevel, ...] = (FULL_WIDTH,)
 
     @property
     def usual(self) -> Rewrites:
         """What anchors use."""
         return Rewrites(self.equalize[0], self.smooth_alpha[0])
+
+    @property
+    def all(self) -> list[Rewrites]:
+        """Every combination on offer, the usual one first."""
+        full = [Rewrites(equalize, alpha) for equalize in self.equalize for alpha in self.smooth_alpha]
+        return [*full, *(replace(self.usual, widths=level.widths) for level in self.widths[1:])]
 
     @property
     def params(self) -> list[Param]:
@@ -171,12 +198,18 @@ class RewriteSpace:
     def decode(self, params: Params) -> Rewrites:
         """Read the rewrites out of a proposal."""
         picked = [params.get(name, next(iter(options))) for name, options in self._options.items()]
-        (equalize, smooth), options = picked, self._options
+        (equalize, smooth, level), options = picked, self._options
+        if widths := options["graph/widths"][level]:
+            return replace(self.usual, widths=widths)
         return Rewrites(options["graph/equalize"][equalize], options["graph/smooth"][smooth])
 
     def encode(self, rewrites: Rewrites) -> dict[str, Any] | None:
         """Inverse of `decode`; None for rewrites outside the space."""
-        used = {"graph/equalize": rewrites.equalize, "graph/smooth": rewrites.smooth_alpha}
+        used: dict[str, Any] = {
+            "graph/equalize": rewrites.equalize,
+            "graph/smooth": rewrites.smooth_alpha,
+            "graph/widths": rewrites.widths,
+        }
         params: dict[str, Any] = {}
         for name, options in self._options.items():
             written = next((label for label, value in options.items() if value == used[name]), None)
@@ -191,6 +224,7 @@ class RewriteSpace:
         return {
             "graph/equalize": {"on" if value else _OFF: value for value in self.equalize},
             "graph/smooth": {_OFF if a is None else f"{a:g}": a for a in self.smooth_alpha},
+            "graph/widths": {level.label: level.widths for level in self.widths},
         }
 
 

@@ -93,11 +93,21 @@ class AnchorRule:
 
 
 @dataclass(frozen=True, slots=True)
+class WidthRule:
+    """How narrow the model may get. Full width is always on offer, and is what anchors use."""
+
+    shares: tuple[float, ...] = ()  # of the latency at full width to aim at, below 1, falling; none: off
+    # Glob on names of channel groups -> the least share of their units to keep; later globs override.
+    groups: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RewriteRule:
     """Rewrites of the float model that may be switched; the first of each is what anchors use."""
 
     equalize: tuple[bool, ...] = (False,)
     smooth_alpha: tuple[float | None, ...] = (None,)
+    widths: WidthRule = WidthRule()
 
 
 @dataclass(frozen=True, slots=True)

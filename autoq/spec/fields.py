@@ -100,7 +100,8 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
+def distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Refuse entries that stand twice."""
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
         raise problem(f"no entry twice, but {str(repeated[0])!r} is")
@@ -131,7 +132,7 @@ PythonReference = Annotated[str, BeforeValidator(_reference)]
 
 # One value may stand where a list may; never empty, nothing twice.
 OneOrMore = Annotated[
-    tuple[Item, ...], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_distinct)
+    tuple[Item, ...], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(distinct)
 ]
 # A mapping whose order matters. JSON stores may sort keys, so as JSON it is a list of pairs.
 Ordered = Annotated[dict[Key, Value], BeforeValidator(_from_pairs), PlainSerializer(_to_pairs)]

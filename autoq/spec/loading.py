@@ -56,6 +56,9 @@ def spec_digest(spec: SearchSpec) -> str:
     """
     content = spec.to_json()
     del content["name"], content["space"]["description"]
+    rewrites = content["space"]["rewrites"]
+    if not rewrites["widths"]["latency"]:  # searches from before there were widths keep their digest
+        del rewrites["widths"]
     content["search"] = {key: content["search"][key] for key in ("strategy", "seed")}
     return digest_json(content)
 

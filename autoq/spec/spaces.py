@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.choices import (
     Calibration,
@@ -32,6 +32,7 @@ from autoq.search.space_rules import (
     SpaceRules,
     SparsityRange,
     WeightMethods,
+    WidthRule,
 )
 from autoq.spec.fields import (
     Flag,
@@ -42,6 +43,7 @@ from autoq.spec.fields import (
     Section,
     Text,
     Whole,
+    distinct,
     mistake,
     problem,
 )
@@ -50,6 +52,7 @@ from autoq.spec.reading import read_yaml
 
 _SUFFIXES = (".yaml", ".yml")
 _BITS = range(2, 9)
+_MOST_WIDTHS = 8
 
 
 def _one_of(kind: type[StrEnum]) -> BeforeValidator:
@@ -211,15 +214,70 @@ class RewritesSpec(Section):
         return Rewrites(self.equalize, self.smooth)
 
 
+def _off_is_nothing(value: object) -> object:
+    return [] if value is False or value == "off" else value
+
+
+def _share(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:  # type: ignore[operator]
+        raise problem("a share above 0 and up to 1: nothing may be narrowed to nothing")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _falling(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if len(shares) > _MOST_WIDTHS:
+        raise problem(f"at most {_MOST_WIDTHS} shares: each is a float model to calibrate")
+    return tuple(sorted(shares, reverse=True))
+
+
+Share = Annotated[float, BeforeValidator(_share)]
+# Full width is there anyway: 1 may stand in the list or not.
+LatencyShares = Annotated[
+    tuple[Share, ...], BeforeValidator(_off_is_nothing), AfterValidator(distinct), AfterValidator(_falling)
+]
+
+
+class GroupWidthSpec(Section):
+    """How narrow channel groups may get; `full` is short for `min: 1`."""
+
+    min: Share
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "full":
+            raise problem("'full', or min: SHARE")
+        return {"min": 1.0} if value == "full" else value
+
+
+class WidthsSpec(Section):
+    """Shares of the latency at full width that narrower models aim at; a bare list is `latency`."""
+
+    latency: LatencyShares = ()
+    groups: Ordered[Text, GroupWidthSpec] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_list(cls, value: Any) -> Any:
+        return value if isinstance(value, dict | WidthsSpec) or value is None else {"latency": value}
+
+    def rule(self) -> WidthRule:
+        """Return the rule that search works with."""
+        shares = tuple(share for share in self.latency if share < 1.0)
+        return WidthRule(shares, tuple((glob, one.min) for glob, one in self.groups.items()))
+
+
 class RewriteSpaceSpec(Section):
-    """Rewrites of the float model that are searched; the first of each is what anchors use."""
+    """What is made of the float model and searched; the first of each is what anchors use."""
 
     equalize: OneOrMore[Switch] = (False,)
     smooth: OneOrMore[Alpha] = (None,)
+    widths: WidthsSpec = WidthsSpec()
 
     def rule(self) -> RewriteRule:
         """Return the rule that search works with."""
-        return RewriteRule(self.equalize, self.smooth)
+        return RewriteRule(self.equalize, self.smooth, self.widths.rule())
 
 
 class AnchorSpec(Section):

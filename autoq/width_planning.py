@@ -1,0 +1,230 @@
+"""Which widths a share of the latency means: chosen by divergence and the profile, then kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from autoq.calibrating import Calibrator, build_stitcher
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.choices import AS_IT_IS
+from autoq.core.data import Array, Feed, Split
+from autoq.core.digests import digest_json
+from autoq.core.errors import TrialError
+from autoq.core.groups import ChannelGroup
+from autoq.core.names import matching
+from autoq.evaluation.batches import feeding_for, run_split
+from autoq.evaluation.clock import machine_clock
+from autoq.evaluation.divergence import divergences
+from autoq.evaluation.metrics import MetricSpec
+from autoq.evaluation.ports import Target
+from autoq.graph.float_model import FloatModel
+from autoq.home import Home
+from autoq.narrowing import Refitting
+from autoq.pruning.allocation import LatencyShares, allocate, between_measured
+from autoq.search.anchors import Anchor
+from autoq.search.ports import SearchListener
+from autoq.search.space import FULL_WIDTH, WidthLevel
+from autoq.search.space_building import unmatched_glob
+from autoq.search.space_rules import WidthRule
+from autoq.targets.profile import seconds_by_block
+
+_log = logging.getLogger("autoq")
+
+_VERSION = 1  # part of every key; raise it when widths are chosen in another way
+MAX_EXAMPLES = 128
+MAX_MEASURED = 6  # widths of a group whose divergence is measured; those between are filled in
+
+
+@dataclass(frozen=True)
+class WidthSubject:
+    """A model whose widths are to be chosen, and what they are judged by."""
+
+    model: FloatModel
+    output: str
+    metric: MetricSpec
+    calibration: Split
+    target: Target
+    feeds: Sequence[Feed]  # to profile it with
+    reference: Anchor  # the uniform candidate whose latency is to be saved
+
+
+def check_globs(rule: WidthRule, groups: Sequence[ChannelGroup]) -> None:
+    """Check that every glob of a rule means some channel group; a model without any is another matter.
+
+    Raises:
+        SpecError: One does not.
+    """
+    names = [group.name for group in groups]
+    for pattern, _ in rule.groups:
+        if names and not matching(pattern, names):
+            raise unmatched_glob("space.rewrites.widths.groups", pattern, names)
+
+
+def plan_widths(
+    rule: WidthRule,
+    subject: WidthSubject,
+    home: Home,
+    refitting: Refitting,
+    calibrator: Calibrator,
+    listener: SearchListener,
+) -> tuple[WidthLevel, ...]:
+    """Return the levels of width that a rule asks for, full width first.
+
+    Where a group loses least for the time it saves, it is narrowed. What was decided once stays: profiles
+    differ from run to run, and a search that is resumed must find the widths it had.
+
+    Raises:
+        UserError: The runtime refuses the model or the calibration data.
+    """
+    path = home.widths(_key(rule, subject, calibrator))
+    levels = _read(path)
+    if levels is None:
+        levels = _planned(rule, subject, home, refitting, calibrator, listener)
+        _write(path, levels)
+    else:
+        listener.on_note(f"widths: reused, {len(levels)} narrower models chosen earlier")
+    for share in rule.shares:
+        if share not in {level.share for level in levels}:
+            listener.on_note(f"widths: {share:.0%} of the latency is out of reach, or no step of its own")
+    return (FULL_WIDTH, *levels)
+
+
+def _key(rule: WidthRule, subject: WidthSubject, calibrator: Calibrator) -> str:
+    return digest_json(
+        {
+            "version": _VERSION,
+            "statistics": calibrator.key(subject.model),
+            "environment": subject.target.environment(),
+            "batch_size": subject.target.batch_size,
+            "output": subject.output,
+            "needs_labels": subject.metric.needs_labels,
+            "reference": subject.reference.candidate.digest,
+            "shares": list(rule.shares),
+            "groups": [list(bound) for bound in rule.groups],
+        }
+    )
+
+
+def _read(path: Path) -> list[WidthLevel] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            WidthLevel(float(one["share"]), tuple(sorted((str(k), int(v)) for k, v in one["widths"].items())))
+            for one in content
+        ]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.info("the widths %s cannot be read, they are chosen again: %s", path.name, error)
+        return None
+
+
+def _write(path: Path, levels: Sequence[WidthLevel]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(
+        json.dumps([{"share": level.share, "widths": dict(level.widths)} for level in levels]),
+        encoding="utf-8",
+    )
+    temporary.replace(path)
+
+
+def _planned(
+    rule: WidthRule,
+    subject: WidthSubject,
+    home: Home,
+    refitting: Refitting,
+    calibrator: Calibrator,
+    listener: SearchListener,
+) -> list[WidthLevel]:
+    offered = _offered(rule, {name: one.widths for name, one in refitting.narrower.snapshots.items()})
+    if not offered:
+        listener.on_note("widths: no channel group can get narrower, the search goes on at full width")
+        return []
+    groups = [group for group in refitting.narrower.groups if group.name in offered]
+    listener.on_phase("widths", f"divergence of {len(groups)} channel groups by width")
+    shares = _latency_shares(subject, home, calibrator)
+    with machine_clock():
+        table = _divergences(subject, refitting, offered)
+    latency = LatencyShares(shares, subject.model.summary.layers, groups)
+    found: dict[tuple[tuple[str, int], ...], WidthLevel] = {}
+    for one in allocate(table, latency, rule.shares):
+        widths = tuple(sorted(one.widths.items()))
+        found.setdefault(widths, WidthLevel(one.share, widths))
+        text = ", ".join(f"{name} {width}" for name, width in widths)
+        _log.info("widths for %.0f %% (%.1f %% expected): %s", 100 * one.share, 100 * one.predicted, text)
+    return list(found.values())
+
+
+def _offered(rule: WidthRule, grids: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Widths below full of each group that may and can get narrower, as far down as its bound lets it."""
+    least = dict.fromkeys(grids, 0.0)
+    for pattern, share in rule.groups:
+        least.update(dict.fromkeys(matching(pattern, grids), share))
+    found = {
+        name: [width for width in grid if math.ceil(least[name] * max(grid)) <= width < max(grid)]
+        for name, grid in grids.items()
+    }
+    return {name: widths for name, widths in found.items() if widths}
+
+
+def _latency_shares(subject: WidthSubject, home: Home, calibrator: Calibrator) -> dict[str, float]:
+    """Share of the reference's kernel time of each layer; of its weights where there is no profile."""
+    model = subject.model
+    source = (model, calibrator(model), calibrator.key(model))
+    stitcher = build_stitcher(home, source, subject.target)
+    # Profiled without other rewrites: they move no time, and the model as it is has been calibrated.
+    candidate = replace(subject.reference.candidate, rewrites=AS_IT_IS)
+    with machine_clock():
+        artifact = stitcher.assemble(candidate).artifact
+        try:
+            seconds = subject.target.profile(artifact, subject.feeds)
+        except TrialError as error:
+            _log.info("no profile of the reference: %s", error)
+            seconds = {}
+    total = sum(seconds.values())
+    layers = {layer.name: layer for layer in model.summary.layers}
+    if total <= 0.0:
+        n_params = sum(layer.n_params for layer in layers.values())
+        return {name: layer.n_params / n_params for name, layer in layers.items()}
+    by_block = seconds_by_block(seconds, model)
+    return {name: spent / total for name, spent in by_block.items() if name in layers}
+
+
+def _divergences(
+    subject: WidthSubject, refitting: Refitting, offered: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, float]]:
+    """Divergence of the model with one group narrowed, by group and width, without labels."""
+    split = subject.calibration.take(MAX_EXAMPLES)
+    reference = _outputs(subject, subject.model.artifact, split)
+    table = {}
+    for name, widths in offered.items():
+        picked = np.linspace(0, len(widths) - 1, min(MAX_MEASURED, len(widths))).round().astype(int)
+        measured = {}
+        for width in dict.fromkeys(widths[at] for at in picked):
+            narrowed = refitting.narrower.narrow({name: width}).artifact
+            found = divergences(reference, _outputs(subject, narrowed, split), subject.metric)
+            measured[width] = float(found.mean())
+        size = refitting.narrower.snapshots[name].group.size
+        table[name] = between_measured(widths, measured, size)
+        text = ", ".join(f"{width} {value:.3g}" for width, value in sorted(measured.items()))
+        _log.info("divergence of %s by width, of %d: %s", name, size, text)
+    return table
+
+
+def _outputs(subject: WidthSubject, artifact: ModelArtifact, split: Split) -> dict[str, Array]:
+    feeding = feeding_for(subject.model.summary.inputs, subject.target.batch_size)
+    session = subject.target.open(artifact)
+    try:
+        chunks = list(run_split(session, split, feeding, output=subject.output))
+    finally:
+        session.close()
+    return {subject.output: np.concatenate([chunk.outputs[subject.output] for chunk in chunks])}

@@ -24,6 +24,7 @@ from autoq.search.space_rules import (
     SpaceRules,
     SparsityRange,
 )
+from autoq.search.strategies import GUIDED
 from autoq.testing.memory_ledger import InMemoryLedger
 from autoq.testing.synthetic import (
     SyntheticRunner,
@@ -32,6 +33,7 @@ from autoq.testing.synthetic import (
     synthetic_layers,
     synthetic_ops,
 )
+from autoq.testing.synthetic_guide import synthetic_guide
 
 GOALS = Goals((Objective.ACCURACY, Objective.LATENCY), Constraints(max_accuracy_drop=0.05))
 
@@ -125,6 +127,8 @@ def build_bench(
     record = SearchRecord("bench", {}, "0", SearchState.RUNNING, baseline=synthetic_baseline())
     ledger = InMemoryLedger()
     ledger.create_search(record)
+    if strategy == GUIDED:
+        plan.setdefault("guide", synthetic_guide(space, SyntheticRunner(fail)))
     return Bench(
         Plan(goals, space, anchors, strategy, n_trials, **plan),
         record,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# Layout and fusion passes append to a name: `relu_nchwc`, `fc/MatMulAddFusion`, `conv1_token_4`. What else has
-# slashes is the name of a value, which kernels in blocked layout are called by: `/layer1/Conv_output_0_nchwc`.
+# Layout and fusion passes append to a name: `relu_nchwc`, `fc/MatMulAddFusion`, `conv1_token_4`. Other
+# slashes belong to a value, which a kernel in blocked layout is named after: `/layer1/Conv_output_0_nchwc`.
 _APPENDED = re.compile(r"(_nchwc|_token_\d+|/\w+Fusion/?)+$")
 _PREPENDED = "fused "  # to a Gemm with its activation
 

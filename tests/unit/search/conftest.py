@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,8 @@ from autoq.testing.synthetic import (
     synthetic_ops,
 )
 from autoq.testing.synthetic_guide import synthetic_guide
+
+sys.path.append(str(Path(__file__).parent))  # small_guides
 
 GOALS = Goals((Objective.ACCURACY, Objective.LATENCY), Constraints(max_accuracy_drop=0.05))
 

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from autoq.calibrating import foreseeable, rewrites_of
+from autoq.calibrating import Source, build_candidate, foreseeable, rewrites_of
+from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
-from autoq.core.errors import ModelError, StoreError, UnknownNameError
+from autoq.core.errors import AutoqError, ModelError, StoreError, UnknownNameError, UserError
 from autoq.core.measurements import Baseline
+from autoq.execution.runner import ChildTrialRunner
+from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
 from autoq.home import Home
+from autoq.launching import launch_trials
 from autoq.preparation import (
     Preparation,
     open_runner,
@@ -45,6 +49,8 @@ from autoq.storage.ledger import SqlLedger
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from autoq.reporting.comparison import Comparison
+    from autoq.reporting.pictures import Content
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -115,8 +121,17 @@ class App:
         resume: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
         on_estimate: Callable[[Estimate], None] = lambda estimate: None,
+        launched: ChildProcess[Any] | None = None,
     ) -> Outcome:
         """Search a model, or return the outcome of the same search when it is finished already.
+
+        Args:
+            spec: What to search.
+            listener: Told what happens.
+            resume: Whether to go on with a search that is there.
+            should_stop: Asked between measurements.
+            on_estimate: Told what the search will cost.
+            launched: Process of the trials, from `launch_trials`, where the caller started it ahead.
 
         Raises:
             UserError: Whatever the user can mend, before anything is stored.
@@ -124,18 +139,21 @@ class App:
         """
         known = self.ledger.load_search(spec.name)
         self._check_name(spec, known, resume=resume)
-        ready = prepare(spec, self.home, listener)
-        if known is not None:
-            _check_same_measure(known, ready)
-            if known.state is SearchState.FINISHED and not resume:
-                listener.on_note(
-                    f"search {spec.name!r} is finished already, this is what it found; "
-                    "--resume with more trials goes on"
-                )
-                return self.outcome(spec.name)
-        with self._owning(spec.name):
-            on_estimate(_estimate(ready))
-            return self._run(ready, self.ledger.load_search(spec.name), listener, should_stop)
+        with closing(launched or launch_trials(self.home.root)) as child:
+            ready = prepare(spec, self.home, listener)
+            if known is not None:
+                _check_same_measure(known, ready)
+                if known.state is SearchState.FINISHED and not resume:
+                    listener.on_note(
+                        f"search {spec.name!r} is finished already, this is what it found; "
+                        "--resume with more trials goes on"
+                    )
+                    return self.outcome(spec.name)
+            with self._owning(spec.name):
+                known = self.ledger.load_search(spec.name)
+                ready.baseline = known.baseline if known else self._recent_baseline(ready, listener)
+                on_estimate(_estimate(ready))
+                return self._run(ready, known, child, listener, should_stop)
 
     @contextmanager
     def _owning(self, name: str) -> Iterator[None]:
@@ -169,37 +187,50 @@ class App:
         self,
         ready: Preparation,
         known: SearchRecord | None,
+        child: ChildProcess[Any],
         listener: SearchListener,
         should_stop: Callable[[], bool],
     ) -> Outcome:
         spec = ready.spec
         tracker = self._tracker(listener)
         with ExitStack() as stack:
-            # MLflow's first database takes seconds of migrations: beside calibration they cost nothing.
-            with _meanwhile(tracker.prepare):
+            # MLflow's import, and its first database, take seconds: beside a first search's calibration
+            # they cost nothing, but they would be all that a second search waits for.
+            is_prepared = ready.baseline is not None
+            with nullcontext() if is_prepared else _meanwhile(tracker.prepare):
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
-                baseline = known.baseline if known else self._recent_baseline(ready, listener)
-                runner = stack.enter_context(open_runner(ready, sources, self.home, baseline))
-                record = (
-                    self._resumed(ready, known) if known else self._started(ready, runner, listener, baseline)
-                )
+                runner = stack.enter_context(self.open_runner(ready, sources, child))
+                record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             guide = None
             if spec.search.strategy == GUIDED:
                 guide = build_guide(ready, sources, self.home, runner, listener)
                 record = record.but(preparation_s=dict(ready.seconds))
             _log.info("preparation took %s", _seconds_text(ready.seconds))
-            tracker.start_search(record)
             plan = _plan(ready, guide)
-            hooks = (_StudyHook(self.home, record, plan), _TrackingHook(tracker, record, spec))
-            services = Services(self.ledger, runner, listener, hooks, should_stop)
+            tracking = _TrackingHook(tracker, record, spec)
+            if not is_prepared:
+                tracking.open()
+            hooks = (_StudyHook(self.home, record, plan), tracking)
+
+            def build_ahead(candidate: Candidate) -> None:
+                build_candidate(self.home, sources, candidate)
+
+            services = Services(self.ledger, runner, listener, hooks, should_stop, build_ahead)
             stop = run_search(record, plan, services)
             if stop.state is SearchState.FINISHED:
                 outcome = run_finals(record.but(message=stop.message), plan, services)
             else:
                 outcome = self.outcome(spec.name)
+        _keep_layer_facts(ready, sources, self.home, listener)
         self._publish(outcome, stop, tracker, listener)
         return self.outcome(spec.name)
+
+    def open_runner(
+        self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
+    ) -> ChildTrialRunner:
+        """Make the runner of a search's trials; a subclass may have them measured otherwise."""
+        return open_runner(ready, sources, self.home, child)
 
     def _resumed(self, ready: Preparation, known: SearchRecord) -> SearchRecord:
         return known.but(spec=ready.spec.to_json())  # trials and budgets may have grown
@@ -213,17 +244,15 @@ class App:
                 return record.baseline
         return None
 
-    def _started(
-        self, ready: Preparation, runner: TrialRunner, listener: SearchListener, baseline: Baseline | None
-    ) -> SearchRecord:
+    def _started(self, ready: Preparation, runner: TrialRunner, listener: SearchListener) -> SearchRecord:
         """Measure the baseline, then store the search: what fails before that leaves nothing behind."""
-        created_at = time.time()
+        created_at, baseline = time.time(), ready.baseline
         with timed(ready.seconds, "baseline"):
             if baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
                 baseline = runner.measure_baseline()
             else:
-                with runner.turn():  # starts the process of the trials, while MLflow wakes up
+                with runner.turn():  # builds what the process of the trials needs, while MLflow wakes up
                     pass
         _check_deterministic(baseline, ready.spec, listener)
         record = SearchRecord(
@@ -306,23 +335,52 @@ class App:
         shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
 
     def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
-        """Write plot and recipe of a search into the home; return them by artifact name."""
+        """Write report, pictures and recipe of a search into the home; return them by artifact name."""
         from autoq.exporting import write_recipe
-        from autoq.tracking.plots import plot_pareto
+        from autoq.reporting.writing import write_report
 
         if not outcome.points:
             return {}
         folder = self.home.artifacts(outcome.record.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {}
-        for suffix in ("png", "svg"):
-            plot = folder / f"pareto.{suffix}"
-            plot_pareto(outcome, plot)
-            paths[plot.name] = plot
+        paths = write_report(self._report_content(outcome), folder)
         best = outcome.best or outcome.nearest
         if best is not None:
             paths |= write_recipe(self.home, outcome, best, folder)
         return paths
+
+    def report(self, name: str, out: Path | None = None) -> dict[str, Path]:
+        """Write the report of a search into a folder, the home's unless told otherwise; return its files.
+
+        Raises:
+            UserError: No such search, nothing is measured yet, or the folder cannot be written.
+        """
+        from autoq.reporting.writing import write_report
+
+        outcome = self.outcome(name)
+        if not outcome.points:
+            raise UserError(f"search {name!r} has nothing to report yet", hint="no trial of it is measured")
+        return write_report(self._report_content(outcome), out or self.home.artifacts(name))
+
+    def compare(self, names: Sequence[str], out: Path | None = None) -> tuple[Comparison, dict[str, Path]]:
+        """Compare the fronts of searches; write page and picture if a folder is given.
+
+        Raises:
+            UserError: No such search, one twice, or one without a front.
+        """
+        from autoq.reporting.comparison import check_names, compare
+        from autoq.reporting.comparison_page import write_comparison
+
+        check_names(names)
+        comparison = compare([self.outcome(name) for name in names])
+        return comparison, {} if out is None else write_comparison(comparison, out)
+
+    def _report_content(self, outcome: Outcome) -> Content:
+        from autoq.reporting.layer_facts import LAYER_FACTS_FILE, load_layer_facts
+        from autoq.reporting.pictures import Content
+
+        name = outcome.record.name
+        layers = load_layer_facts(self.home.artifacts(name) / LAYER_FACTS_FILE)
+        return Content(outcome, self.ledger.load_trials(name), layers)
 
     # --- taking away -----------------------------------------------------------------------------
 
@@ -428,6 +486,18 @@ def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
+def _keep_layer_facts(
+    ready: Preparation, sources: Mapping[Rewrites, Source], home: Home, listener: SearchListener
+) -> None:
+    """Keep what the report tells of layers; it is no reason for a search to fail at its end."""
+    from autoq.inspecting import keep_layer_facts
+
+    try:
+        keep_layer_facts(ready, sources, home)
+    except AutoqError as error:
+        listener.on_note(f"the report will say less of the layers: {error}")
+
+
 def _is_same_measure(record: SearchRecord, ready: Preparation) -> bool:
     """Whether a stored baseline is what this search would measure."""
     spec = ready.spec.to_json()
@@ -505,14 +575,25 @@ class _TrackingHook:
 
     def __init__(self, tracker: ResilientTracker, record: SearchRecord, spec: SearchSpec) -> None:
         self._tracker, self._record, self._goals = tracker, record, spec.goals
+        self._is_open = False
+
+    def open(self) -> None:
+        """Open the run of the search, unless it is open."""
+        if not self._is_open:
+            self._tracker.start_search(self._record)
+            self._is_open = True
 
     def sync(self, trials: Sequence[TrialRecord]) -> None:
-        """Add the trials that MLflow has not heard of."""
+        """Add the trials that MLflow has not heard of; while there is none, MLflow is not woken up."""
+        if trials:
+            self.open()
         for trial in trials:
             self.on_trial_recorded(trial)
 
     def on_trial_recorded(self, trial: TrialRecord) -> None:
-        """Add one trial."""
+        """Add one trial; before the run is open they wait for the next `sync`."""
+        if not self._is_open:
+            return
         measured, baseline = trial.measurement, self._record.baseline
         assert baseline is not None
         feasible = measured is not None and self._goals.feasible(measured, baseline)
@@ -551,13 +632,14 @@ def _plan(ready: Preparation, guide: Guide | None) -> Plan:
         time_budget_s=search.time_budget_s,
         patience=search.patience,
         guide=guide,
+        finalist_rounding=None if search.finalist_rounding is None else Rounding(search.finalist_rounding),
     )
 
 
 def _estimate(ready: Preparation) -> Estimate:
     """Bound the cost from above: every trial takes the float model's time and the whole timing budget."""
     spec = ready.spec
-    run_s = time_float_model(ready)
+    run_s = time_float_model(ready) if ready.baseline is None else ready.baseline.latency_ms / 1e3
     n_runs = ready.data.search.n_examples / ready.target.batch_size
     trial_s = spec.timing.search_s + n_runs * run_s
     search_s = spec.search.trials * trial_s

@@ -15,7 +15,7 @@ from autoq.assembly.assemble import Stitcher, Stitchers, layer_weights
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics, load_statistics, save_statistics, statistics_key
-from autoq.core.choices import AS_IT_IS, Choice, Rewrites
+from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
 from autoq.core.data import Split
 from autoq.core.errors import InfrastructureError
 from autoq.core.layers import Layer
@@ -217,9 +217,24 @@ def build_variants(
         if not is_complete:
             listener.on_note(f"variants{about}: too many to build ahead, but for the anchors'")
         listener.on_phase("variants", f"{len(choices)} variants of {len(layers)} layers{about}")
+        store = open_variants(home, source.model, source.statistics_key)
+        missing = store.missing(choices)
+        if missing:
+            with machine_clock():
+                store.build_all(missing)
+        n_reused = len(choices) - len(missing)
+        listener.on_note(f"variants{about}: {n_reused} reused, {len(missing)} built")
+
+
+def build_candidate(home: Home, sources: Mapping[Rewrites, Source], candidate: Candidate) -> None:
+    """Build the variants of one candidate, as far as they are missing."""
+    source = sources[candidate.rewrites]
+    store = open_variants(home, source.model, source.statistics_key)
+    compressed = [(name, choice) for name, choice in candidate.choices if choice != FLOAT]
+    missing = store.missing((name, WeightChoice.of(choice)) for name, choice in compressed)
+    if missing:
         with machine_clock():
-            built = open_variants(home, source.model, source.statistics_key).build_all(choices)
-        listener.on_note(f"variants{about}: {len(choices) - built} reused, {built} built")
+            store.build_all(missing)
 
 
 def built_ahead(

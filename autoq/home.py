@@ -48,6 +48,10 @@ class Home:
         """A canonical float model."""
         return self.cache / "models" / f"{digest}.onnx"
 
+    def derived(self, key: str) -> Path:
+        """What rewrites made of a float model, and with which vectors."""
+        return self.cache / "derived" / f"{key}.npz"
+
     def statistics(self, key: str) -> Path:
         """Statistics of one calibration pass."""
         return self.cache / "statistics" / f"{key}.npz"

@@ -22,20 +22,24 @@ from autoq.calibrating import (
     save_model,
 )
 from autoq.core.choices import Choice, Format, Rewrites
+from autoq.core.groups import Grouping
 from autoq.core.layers import ModelSummary
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target, Verdict
+from autoq.graph.find_groups import find_groups
 from autoq.home import Home
 from autoq.preparation import Preparation, load_model
+from autoq.reporting.layer_facts import LAYER_FACTS_FILE, LayerFacts, save_layer_facts
 from autoq.search.ports import SearchListener
 from autoq.search.space import LayerSpace, Refusal
-from autoq.spec.schema import OnnxModelSpec
+from autoq.spec.schema import OnnxModelSpec, TorchModelSpec
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 from autoq.targets.profile import latency_shares
 from autoq.variants.variant import WeightChoice
 
 # A millionth of noise: no model minds it, so no layer is less sensitive for having still less.
 _CLEAR_DB = 60.0
+_EXACT_DB = 144.0  # stands for no error at all: what float32 itself resolves
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,15 @@ def inspect_model(path: Path) -> Inspection:
     return Inspection(model.summary, latency_shares(model), _verdicts(model.summary, OnnxRuntimeTarget()))
 
 
+def inspect_groups(spec: OnnxModelSpec | TorchModelSpec) -> Grouping:
+    """Read or export a model and say which of its channels can only be removed together.
+
+    Raises:
+        ModelError: The model cannot be read or exported, or has nothing to compress.
+    """
+    return find_groups(load_model(spec).graph)
+
+
 def inspect_search(ready: Preparation) -> Inspection:
     """Say what the target of a search could do to its model, and what its space offers."""
     summary = ready.model.summary
@@ -215,6 +228,56 @@ def offered_choices(layer: LayerSpace) -> Iterator[Choice]:
         for grid in layer.methods.get("grid", (None,))
     )
     return (one for one in dict.fromkeys(choices) if not WeightChoice.of(one).is_untouched)
+
+
+def keep_layer_facts(ready: Preparation, sources: Mapping[Rewrites, Source], home: Home) -> None:
+    """Write what reports show of the layers, unless it is there: order, share of latency, usual errors.
+
+    Raises:
+        AutoqError: The float model cannot be profiled, or what was calibrated is gone from the home.
+    """
+    path = home.artifacts(ready.spec.name) / LAYER_FACTS_FILE
+    if path.exists():
+        return
+    with machine_clock():
+        shares = latency_shares(ready.model)
+    source = sources[ready.space.rewrites.usual]
+    kept = (*load_source(home, SourceKeys.of(source)), source.statistics_key)
+    stitcher = build_stitcher(home, kept, ready.target)
+    spaces = {layer.name: layer for layer in ready.space.layers}
+    facts = [
+        LayerFacts(
+            layer.name,
+            layer.op,
+            layer.n_params,
+            shares.get(layer.name),
+            {
+                f"{one.label} w{one.weight_bits}": _finite_db(
+                    ChoiceError(one, stitcher.local_error(layer.name, one))
+                )
+                for one in _usual_choices(spaces.get(layer.name))
+            },
+        )
+        for layer in ready.model.summary.layers
+    ]
+    save_layer_facts(facts, path)
+
+
+def _usual_choices(layer: LayerSpace | None) -> list[Choice]:
+    """Every label at its widest, and the first label at fewer bits: their variants are built already."""
+    if layer is None:
+        return []
+    labels = [label for label in layer.labels if not Choice.from_label(label).format.is_float]
+    choices = [layer.choose(label) for label in labels]
+    for label in labels[:1]:
+        low, high = layer.legal[label]
+        choices += [layer.choose(label, bits=bits) for bits in range(high - 1, low - 1, -1)]
+    return list(dict.fromkeys(choices))
+
+
+def _finite_db(error: ChoiceError) -> float | None:
+    ratio = error.sqnr_db
+    return None if ratio is None else round(min(ratio, _EXACT_DB), 2)
 
 
 def _calibrate(ready: Preparation, rewrites: Rewrites, home: Home, listener: SearchListener) -> Source:

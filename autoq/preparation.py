@@ -16,7 +16,6 @@ from autoq.calibrating import (
     Source,
     SourceKeys,
     build_variants,
-    derive,
     open_stitchers,
     rewrites_of,
     save_model,
@@ -25,6 +24,7 @@ from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_all, digest_file
 from autoq.core.errors import ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.measurements import Baseline
+from autoq.derived import derive_once
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.output_files import OutputFiles
 from autoq.evaluation.ports import Target
@@ -32,6 +32,7 @@ from autoq.evaluation.racing import RacingSettings
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
+from autoq.execution.worker import ChildProcess
 from autoq.graph.float_model import FloatModel, build_float_model, load_float_model
 from autoq.graph.torch_export import ExampleInput, export_torch
 from autoq.home import Home
@@ -59,6 +60,7 @@ class Preparation:
     target: Target
     space: SearchSpace
     anchors: list[Anchor]
+    baseline: Baseline | None = None  # where one is known: of a search that goes on, or of another
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,7 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
         _log.info("refused on %s: %s: %s", ", ".join(refusal.layers), refusal.what, refusal.reason)
     anchors = build_anchors(space, rules, model.summary.layers, target)
     save_model(model, home)
-    return Preparation(spec, model, output, data, target, space, anchors, seconds)
+    return Preparation(spec, model, output, data, target, space, anchors, seconds=seconds)
 
 
 def _check_batch_size(spec: SearchSpec, model: FloatModel) -> None:
@@ -147,8 +149,7 @@ def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) ->
     sources = {}
     with timed(ready.seconds, "statistics"):
         for rewrites in rewrites_of(ready.space, ready.anchors):
-            sources[rewrites] = derive(ready.model, rewrites, calibrator, calibrator.key)
-            save_model(sources[rewrites].model, home)
+            sources[rewrites] = derive_once(home, ready.model, rewrites, calibrator)
     return sources
 
 
@@ -245,9 +246,12 @@ def time_float_model(ready: Preparation) -> float:
 
 
 def open_runner(
-    ready: Preparation, sources: Mapping[Rewrites, Source], home: Home, baseline: Baseline | None
+    ready: Preparation,
+    sources: Mapping[Rewrites, Source],
+    home: Home,
+    child: ChildProcess[Any],
 ) -> ChildTrialRunner:
-    """Make the runner of a search's trials; a resumed search brings its baseline along."""
+    """Make the runner of a search's trials in `child`; a baseline that is known is not measured again."""
     search, timing = ready.spec.search, ready.spec.timing
     limits = TrialLimits(
         timeout_s=search.trial_timeout_s,
@@ -259,8 +263,8 @@ def open_runner(
         workbench_factory(ready, sources, home),
         limits,
         max_accuracy_drop=ready.spec.constraints.max_accuracy_drop,
-        log_path=home.root / "trials.log",
+        child=child,
     )
-    if baseline is not None:
-        runner.restore(baseline)
+    if ready.baseline is not None:
+        runner.restore(ready.baseline)
     return runner

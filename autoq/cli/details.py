@@ -10,6 +10,7 @@ from rich.console import Console
 from autoq.cli import render, wording
 from autoq.cli.streams import print_table
 from autoq.cli.views import model_name, repeated_number
+from autoq.search.hindsight import latency_hindsight, optimism_of
 from autoq.search.outcome import metric_name
 
 if TYPE_CHECKING:
@@ -28,9 +29,25 @@ def print_search(console: Console, outcome: Outcome, trials: Sequence[TrialRecor
         rows["baseline"] = _baseline_text(record.baseline, metric)
     if record.preparation_s:
         rows["preparation"] = wording.parts(record.preparation_s)
+    rows |= _hindsight_rows(outcome, trials)
     console.print(render.pairs_table(rows))
     console.print()
     print_table(console, render.trials_table(outcome, trials, metric))
+
+
+def _hindsight_rows(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, str]:
+    rows = {}
+    if seen := latency_hindsight(trials):
+        ranks = "" if seen.rank_correlation is None else f", rank correlation {seen.rank_correlation:.3f}"
+        rows["latency model"] = (
+            f"median error {seen.median_error:.1%} on {seen.n_trials} trials foretold before they ran{ranks}"
+        )
+    if found := optimism_of(outcome):
+        rows["optimism"] = (
+            f"{found.value:+.4f}: trial {found.trial} drops {found.search_drop:+.4f} on the search split, "
+            f"{found.test_drop:+.4f} on the test split"
+        )
+    return rows
 
 
 def _spec_rows(outcome: Outcome, metric: str) -> dict[str, str]:
@@ -67,12 +84,33 @@ def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
     }
     if trial.reason:
         rows["reason"] = trial.reason
+    rows |= _reason_rows(trial)
     if point is not None:
         rows["feasible"] = "yes" if point.feasible else "no"
         rows |= _figure_rows(point)
     console.print(render.pairs_table(rows))
     console.print()
     print_table(console, render.choices_table(trial, point.measurement.storage_only if point else ()))
+
+
+def _reason_rows(trial: TrialRecord) -> dict[str, str]:
+    """Why it was tried, and what was foretold of it."""
+    reasons = trial.reasons
+    rows = {}
+    if "why" in reasons:
+        aim = f", for the {reasons['aim']}" if "aim" in reasons else ""
+        rows["why"] = f"{reasons.get('kind', '')}{aim}: {reasons['why']}"
+    foretold = []
+    if "predicted_latency_ms" in reasons:
+        low_high = reasons["predicted_latency_ms"], reasons.get("predicted_latency_sd_ms", 0.0)
+        foretold.append("latency {:.4g} ± {:.2g} ms".format(*low_high))
+    if "predicted_drop" in reasons:
+        foretold.append(f"drop {reasons['predicted_drop']:+.4f}")
+    if "predicted_bundle_bytes" in reasons:
+        foretold.append(f"bundle {reasons['predicted_bundle_bytes']:,} bytes")
+    if foretold:
+        rows["foretold"] = ", ".join(foretold)
+    return rows
 
 
 def _figure_rows(point: Point) -> dict[str, str]:

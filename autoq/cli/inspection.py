@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class InspectRequest:
     home: Path
     with_sensitivity: bool = False
     plot: Path | None = None
+    with_groups: bool = False
     as_json: bool = False
 
     @property
@@ -51,6 +52,9 @@ def inspect_path(request: InspectRequest) -> None:
         UserError: Whatever the user can mend: the file, the flags, for a spec also its data.
     """
     _check(request)
+    if request.with_groups:
+        _inspect_groups(request)
+        return
     with results_alone_on_stdout():
         found = _of_spec(request) if request.is_spec else _of_model(request)
     if request.as_json:
@@ -63,13 +67,35 @@ def _check(request: InspectRequest) -> None:
     """Refuse what would only fail after the work is done."""
     if request.with_sensitivity and not request.is_spec:
         raise SpecError("--sensitivity needs calibration data: give the search spec, not the model")
+    if request.with_sensitivity and request.with_groups:
+        raise SpecError("--sensitivity and --groups are two views: give one at a time")
     if request.plot is None:
         return
     if not request.with_sensitivity:
         raise SpecError("--plot draws local errors: give --sensitivity as well")
-    from autoq.tracking.sensitivity_plot import check_plot_path
+    from autoq.reporting.sensitivity_plot import check_plot_path
 
     check_plot_path(request.plot)
+
+
+def _inspect_groups(request: InspectRequest) -> None:
+    from autoq.inspecting import inspect_groups
+    from autoq.spec.loading import load_spec
+    from autoq.spec.schema import OnnxModelSpec
+
+    with results_alone_on_stdout():
+        model = load_spec(request.path).model if request.is_spec else OnnxModelSpec(path=str(request.path))
+        grouping = inspect_groups(model)
+    if request.as_json:
+        print_json(asdict(grouping))
+        return
+    console = results_console(as_json=False)
+    n_units = sum(group.size for group in grouping.groups)
+    _line(console, f"{len(grouping.groups)} channel groups of {n_units:,} units")
+    if grouping.groups:
+        print_table(console, render.groups_table(grouping))
+    for line in render.left_alone(grouping):
+        _line(console, f"left alone: {line}")
 
 
 def _of_model(request: InspectRequest) -> _Found:
@@ -99,7 +125,7 @@ def _of_spec(request: InspectRequest) -> _Found:
 
 
 def _draw(inspection: Inspection, estimated: Sensitivity, plot: Path) -> None:
-    from autoq.tracking.sensitivity_plot import plot_sensitivity
+    from autoq.reporting.sensitivity_plot import plot_sensitivity
 
     try:
         plot.parent.mkdir(parents=True, exist_ok=True)

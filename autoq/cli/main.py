@@ -152,6 +152,42 @@ def show(
             show_trial(name, trial, home, as_json=as_json)
 
 
+@app.command()
+def report(
+    name: NameArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder to write.", show_default="the search's artifacts in the home"
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a search: a page that opens offline, and each picture as a page and a PNG."""
+    from autoq.cli.reporting import write_report
+
+    with report_errors():
+        write_report(name, out, home, as_json=as_json)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME NAME...", help="Names of 2 to 4 searches.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for a page and a PNG.", show_default="print only"),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the fronts of searches in drop and latency, and say who beats whom."""
+    from autoq.cli.reporting import compare_searches
+
+    with report_errors():
+        compare_searches(names, out, home, as_json=as_json)
+
+
 @app.command("list")
 def list_searches(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """List all searches, oldest first."""
@@ -224,6 +260,14 @@ def inspect(
             show_default="sensitivity.png among the artifacts in the home",
         ),
     ] = None,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="Tell which channels can only be removed together, and what is left alone and why, "
+            "instead. Default: no.",
+        ),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -234,7 +278,7 @@ def inspect(
     from autoq.cli.inspection import InspectRequest, inspect_path
 
     with report_errors():
-        inspect_path(InspectRequest(path, home, sensitivity, plot, as_json))
+        inspect_path(InspectRequest(path, home, sensitivity, plot, groups, as_json))
 
 
 @app.command()

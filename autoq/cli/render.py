@@ -11,9 +11,11 @@ from rich.table import Table
 
 from autoq.cli import wording
 from autoq.cli.views import model_name, repeated_number
+from autoq.core.groups import Role
 
 if TYPE_CHECKING:
     from autoq.app import CacheUse, Doctor
+    from autoq.core.groups import Grouping
     from autoq.core.measurements import Baseline, Measurement
     from autoq.inspecting import Inspection
     from autoq.search.outcome import Outcome, Point
@@ -168,6 +170,25 @@ def refusals(inspection: Inspection) -> list[str]:
             if not verdict.legal:
                 layers.setdefault((name, verdict.reason), []).append(layer.name)
     return [f"{name} on {len(names)} layers: {reason}" for (name, reason), names in layers.items()]
+
+
+def groups_table(grouping: Grouping) -> Table:
+    """Draw channel groups with the layers that write and read them."""
+    table = _table("group", "kind", "units>", "written by", "read by")
+    for group in grouping.groups:
+        layers = {
+            role: ", ".join(member.layer for member in group.members if member.role is role) for role in Role
+        }
+        table.add_row(group.name, str(group.kind), f"{group.size:,}", layers[Role.WRITES], layers[Role.READS])
+    return table
+
+
+def left_alone(grouping: Grouping) -> list[str]:
+    """Say which layers keep output channels and why, one line a reason."""
+    layers: dict[str, list[str]] = {}
+    for one in grouping.left_alone:
+        layers.setdefault(one.reason, []).append(one.layer)
+    return [f"{', '.join(names)}: {reason}" for reason, names in layers.items()]
 
 
 def caches_table(uses: Sequence[CacheUse]) -> Table:

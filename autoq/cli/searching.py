@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,8 +125,13 @@ def run_search(request: SearchRequest) -> ExitCode:
 
 
 def _search(request: SearchRequest, stage: Stage) -> tuple[Outcome, Path]:
-    spec = _load(request)
-    with open_app(request.home) as app, followed(stage) as listener:
+    from autoq.launching import launch_trials
+
+    with ExitStack() as stack:
+        # First of all: it takes as long to start as everything until it is needed.
+        trials = stack.enter_context(closing(launch_trials(request.home)))
+        spec = _load(request)
+        app, listener = stack.enter_context(open_app(request.home)), stack.enter_context(followed(stage))
 
         def tell(estimate: Estimate) -> None:
             for line in summary.estimate_lines(estimate):
@@ -139,6 +144,7 @@ def _search(request: SearchRequest, stage: Stage) -> tuple[Outcome, Path]:
                 resume=request.resume,
                 should_stop=interrupts.should_stop,
                 on_estimate=tell,
+                launched=trials,
             )
         return outcome, app.home.artifacts(spec.name) / "pareto.png"
 

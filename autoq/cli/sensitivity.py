@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from autoq.inspecting import Column
-from autoq.tracking.sensitivity_plot import SensitivityMap
+from autoq.reporting.sensitivity_plot import SensitivityMap
 
 if TYPE_CHECKING:
     from rich.console import Console

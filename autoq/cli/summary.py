@@ -122,8 +122,9 @@ def _next_lines(console: Console, outcome: Outcome, home: Path, plot: Path) -> N
     select = "best" if outcome.best else str(point.trial.number)
     at_home = " ".join(["", *home_arguments(home)])
     rows = {"next": f"autoq export {name} --select {select} --out {name}-{select}{at_home}"}
-    if plot.exists():
-        rows["plot"] = str(plot.relative_to(Path.cwd()) if plot.is_relative_to(Path.cwd()) else plot)
+    for label, path in (("plot", plot), ("report", plot.with_name("report.html"))):
+        if path.exists():
+            rows[label] = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     rows["MLflow"] = f"autoq ui{at_home}"
     for label, text in rows.items():
         _line(console, f"{label + ':':8}{text}")

@@ -45,7 +45,18 @@ def search_json(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, An
         "created_at": outcome.record.created_at,
         "message": outcome.record.message,
         "preparation_s": dict(outcome.record.preparation_s),
+        **_hindsight_json(outcome, trials),
         "all_trials": [trial_json(outcome, trial) for trial in trials],
+    }
+
+
+def _hindsight_json(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    from autoq.search.hindsight import latency_hindsight, optimism_of
+
+    latency, optimism = latency_hindsight(trials), optimism_of(outcome)
+    return {
+        "latency_model": None if latency is None else latency.to_json(),
+        "optimism": None if optimism is None else optimism.to_json(),
     }
 
 
@@ -59,6 +70,7 @@ def trial_json(outcome: Outcome, trial: TrialRecord) -> dict[str, Any]:
         "digest": trial.digest,
         "state": str(trial.state),
         "reason": trial.reason,
+        "reasons": dict(trial.reasons),
         "repeats": repeated_number(outcome, trial),
         "on_front": any(member.trial.number == trial.number for member in outcome.front),
         **figures,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from autoq.core.digests import digest_json
@@ -200,17 +200,7 @@ class Choice:
         Raises:
             ValueError: The label names no format, granularity or calibration method.
         """
-        fmt, *rest = label.split("/")
-        granularity = rest[0] if rest else None
-        calibration = rest[1] if len(rest) > 1 else None
-        return Choice.of(
-            fmt,
-            weight_bits=weight_bits,
-            granularity=granularity,
-            calibration=calibration,
-            sparsity=sparsity,
-            **methods,
-        )
+        return _from_label(label, weight_bits, sparsity, tuple(methods.items()))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""
@@ -289,6 +279,22 @@ def _zeros(sparsity: float, how: _Methods) -> dict[str, Any]:
         n, m = how.pattern.n_of_m
         sparsity = 1.0 - n / m
     return {"sparsity": sparsity, "pruning": how.pruning, "pattern": how.pattern}
+
+
+# A space names the same few hundred choices for every layer, tens of thousands of times.
+@lru_cache(maxsize=4096)
+def _from_label(
+    label: str, weight_bits: int | None, sparsity: float, methods: tuple[tuple[str, str | None], ...]
+) -> Choice:
+    fmt, *rest = label.split("/")
+    return Choice.of(
+        fmt,
+        weight_bits=weight_bits,
+        granularity=rest[0] if rest else None,
+        calibration=rest[1] if len(rest) > 1 else None,
+        sparsity=sparsity,
+        **dict(methods),
+    )
 
 
 FLOAT = Choice()

@@ -15,6 +15,8 @@ from autoq.evaluation.racing import MISS, Race, confidence_interval
 from autoq.evaluation.scores import Score, compare
 from autoq.evaluation.statistics import Values
 
+_RACED_SHARE = 0.9  # of the split; what is left then is a small price for an exact score
+
 
 @dataclass(frozen=True, eq=False)
 class Opponent:
@@ -51,7 +53,8 @@ class Contest:
         self.values: Values = np.full(order.n_examples, np.nan)  # (n,) by position in the split
         self._order, self._metric, self._baseline, self._stopping = order, metric, baseline, stopping
         self._done: list[Piece] = []
-        self._race = None
+        self._n_done = 0
+        self._race: Race | None = None
         if (opponent := stopping.opponent) is not None:
             allowed = self._in_draws(opponent.allowed_drop)
             self._race = Race(len(order.pieces), allowed, alpha=opponent.alpha)
@@ -59,6 +62,7 @@ class Contest:
     def verdict_after(self, block: Sequence[Piece]) -> Accuracy | None:
         """Return the estimate to stop with, or None to go on, once a block has its values."""
         self._done += block
+        self._n_done += sum(piece.n_examples for piece in block)
         if self._n_done == self._order.n_examples:
             return None
         if self._stopping.n_max is not None and self._n_done >= self._stopping.n_max:
@@ -66,11 +70,8 @@ class Contest:
         if self._race is None or (opponent := self._stopping.opponent) is None:
             return None
         is_lost = self._race.feed(self._draws(opponent.values, block))
-        return self._raced_out(opponent) if is_lost else None
-
-    @property
-    def _n_done(self) -> int:
-        return sum(piece.n_examples for piece in self._done)
+        is_worth_it = self._n_done <= _RACED_SHARE * self._order.n_examples
+        return self._raced_out(opponent) if is_lost and is_worth_it else None
 
     @property
     def _span(self) -> float:
@@ -109,7 +110,7 @@ class Contest:
         low, high = (end / unit for end in confidence_interval(draws, len(self._order.pieces), alpha=alpha))
         lost = self._metric.sign * (self._baseline.value - float(opponent.values.mean()))
         low = max(low, lost + opponent.allowed_drop)
-        high = max(high, low)
+        high = max(min(high, self._span), low)  # a last batch that is short leaves draws some room
         return self._estimate((low + high) / 2, (low, high))
 
     def _first_impression(self) -> Accuracy:

@@ -15,8 +15,8 @@ from autoq.evaluation.metrics import Outputs
 
 Positions = npt.NDArray[np.int64]
 
-N_DIVERGENCE = 128  # examples that the divergence from the float model is measured on
-BLOCK_EXAMPLES = 64  # after so many a race looks again
+N_DIVERGENCE = 128  # examples that the divergence is measured on: no race is over before them
+BLOCK_EXAMPLES = 64  # after so many more a race looks again
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,8 @@ class ScoringOrder:
     def of(split: Split, batch_size: int, *, seed: int) -> ScoringOrder:
         """Shuffle; a function of the arguments."""
         pieces = cut_into_pieces(split, batch_size)
-        shuffled = np.random.default_rng(seed).permutation(len(pieces))
+        # Not the shuffle that whoever made the split may have got from the same seed.
+        shuffled = np.random.default_rng((seed, len(pieces))).permutation(len(pieces))
         return ScoringOrder(tuple(pieces[index] for index in shuffled))
 
     @cached_property
@@ -56,14 +57,18 @@ class ScoringOrder:
             n += piece.n_examples
         return tuple(taken)
 
-    def blocks(self, n_examples: int = BLOCK_EXAMPLES) -> Iterator[tuple[Piece, ...]]:
-        """Yield all batches in order, so many examples at a time."""
+    def blocks(
+        self, n_first: int = N_DIVERGENCE, n_more: int = BLOCK_EXAMPLES
+    ) -> Iterator[tuple[Piece, ...]]:
+        """Yield all batches in order: the first with so many examples, then so many more at a time."""
+        first = self.first(n_first)
+        yield first
         block: list[Piece] = []
         n = 0
-        for piece in self.pieces:
+        for piece in self.pieces[len(first) :]:
             block.append(piece)
             n += piece.n_examples
-            if n >= n_examples:
+            if n >= n_more:
                 yield tuple(block)
                 block, n = [], 0
         if block:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 Values = npt.NDArray[np.float64]
 
@@ -73,6 +72,8 @@ def bootstrap_block_length(n: int) -> int:
 
 def student_t(degrees: int) -> float:
     """Two-sided 95 % quantile of Student's t."""
+    from scipy.special import stdtrit  # a fifth of a second: only for those who measure
+
     return float(stdtrit(degrees, 0.975))
 
 

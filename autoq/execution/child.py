@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import os
 import pickle
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -76,8 +78,17 @@ class _LogForwarder(logging.Handler):
             self.handleError(record)
 
 
-def serve(connection: Connection[Any, Any], parent_pid: int, log_path: Path | None, log_level: int) -> None:
-    """Run the child: the first request is the factory, every other a method with its arguments."""
+def serve(
+    connection: Connection[Any, Any],
+    parent_pid: int,
+    log_path: Path | None,
+    log_level: int,
+    preload: Sequence[str] = (),
+) -> None:
+    """Run the child: the first request is the factory, every other a method with its arguments.
+
+    The modules in `preload` are imported before the first request is waited for.
+    """
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -88,6 +99,8 @@ def serve(connection: Connection[Any, Any], parent_pid: int, log_path: Path | No
     logger.addHandler(_LogForwarder(pipe))
     logger.setLevel(log_level)
     logger.propagate = False
+    for module in preload:
+        importlib.import_module(module)
     built: Any = None
     while True:
         try:

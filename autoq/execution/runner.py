@@ -42,6 +42,7 @@ class ChildTrialRunner:
         limits: TrialLimits,
         *,
         max_accuracy_drop: float | None = None,
+        child: ChildProcess[Workbench] | None = None,
         log_path: Path | None = None,
         clock_path: Path = CLOCK_PATH,
     ) -> None:
@@ -51,7 +52,8 @@ class ChildTrialRunner:
             factory: Builds the workbench in the child; picklable.
             limits: Of every trial.
             max_accuracy_drop: Bound that the test split is asked about.
-            log_path: File for what the child prints; standard error by default.
+            child: One that may have been launched already; it is the runner's from now on.
+            log_path: File for what a child of its own prints; standard error by default.
             clock_path: Lock file of the machine's clock.
         """
         self._factory = factory
@@ -59,7 +61,8 @@ class ChildTrialRunner:
         self._max_accuracy_drop = max_accuracy_drop
         self._clock_path = clock_path
         self._has_turn = False
-        self._child = ChildProcess(factory, log_path=log_path)
+        self._child = child or ChildProcess(log_path=log_path)
+        self._child.replace_factory(factory)
 
     def __enter__(self) -> ChildTrialRunner:
         return self
@@ -105,7 +108,8 @@ class ChildTrialRunner:
 
     def restore(self, baseline: Baseline) -> None:
         """Take up a baseline that was measured in an earlier session, instead of measuring it."""
-        self._child.close()
+        if self._child.is_built:
+            self._child.close()
         self._child.replace_factory(partial(_restored, self._factory, baseline))
 
     def run_trial(self, candidate: Candidate) -> Measurement:

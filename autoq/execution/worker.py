@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
@@ -47,29 +47,65 @@ class ChildProcess(Generic[T]):
     raises ends the child. It dies with its parent, and with the thread that started it. What it prints
     goes to standard error, or to a log file; what it logs is logged in the parent.
 
+    Starting has two steps, so that the first can be done before it is known what to build: `launch`
+    brings the process up and lets it import, `start` builds the object in it.
+
     Not safe to use from several threads.
     """
 
-    def __init__(self, factory: Callable[[], T], *, log_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        factory: Callable[[], T] | None = None,
+        *,
+        preload: Sequence[str] = (),
+        log_path: Path | None = None,
+    ) -> None:
         """Remember how to build the object.
 
         Args:
-            factory: Builds the object in the child; picklable.
+            factory: Builds the object in the child; picklable. It may be given later, by `replace_factory`.
+            preload: Modules that every child imports as soon as it is launched.
             log_path: File that the child's standard output and error are appended to.
         """
         self._factory = factory
+        self._preload = tuple(preload)
         self._log_path = log_path
         self._process: SpawnProcess | None = None
         self._pipe: connection.Connection[Any, Any] | None = None
+        self._is_built = False
 
     @property
     def pid(self) -> int | None:
         """Process id of the child, or None while there is none."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def is_built(self) -> bool:
+        """Whether there is a child that holds the object."""
+        return self._is_built
+
     def replace_factory(self, factory: Callable[[], T]) -> None:
-        """Build the object differently from the next child on; the present one stays."""
+        """Build the object differently from now on; one that is built already stays."""
         self._factory = factory
+
+    def launch(self) -> None:
+        """Start a child that imports and then waits, unless there is a living one; return at once."""
+        if self._process is not None and self._process.is_alive():
+            return
+        self.close()
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        # The parent may begin to log later than this; what it does not want it drops itself.
+        level = min(logging.getLogger("autoq").getEffectiveLevel(), logging.INFO)
+        process = multiprocessing.get_context("spawn").Process(
+            target=serve,
+            args=(theirs, os.getpid(), self._log_path, level, self._preload),
+            name="autoq-trials",
+            daemon=True,
+        )
+        with _interrupts_held():
+            process.start()
+        theirs.close()
+        self._process, self._pipe = process, ours
 
     def start(self) -> None:
         """Start the child and build its object, unless there is a living one.
@@ -81,28 +117,18 @@ class ChildProcess(Generic[T]):
             InfrastructureError: The child died while it built the object.
             ChildError: The factory raised anything else.
         """
-        if self._process is not None and self._process.is_alive():
+        self.launch()
+        if self._is_built:
             return
-        self.close()
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(
-            target=serve,
-            args=(theirs, os.getpid(), self._log_path, logging.getLogger("autoq").getEffectiveLevel()),
-            name="autoq-trials",
-            daemon=True,
-        )
-        with _interrupts_held():
-            process.start()
-        theirs.close()
-        self._process, self._pipe = process, ours
-        is_built = False
+        if self._factory is None:
+            raise ValueError("no factory: a child without an object can only be launched")
         try:
             self._exchange(self._factory, Limits())
-            is_built = True
+            self._is_built = True
         except TrialCrashed as error:
             raise InfrastructureError(f"while it started, {error.args[0]}", hint=error.hint) from None
         finally:
-            if not is_built:
+            if not self._is_built:
                 self._kill()
 
     def call(
@@ -128,9 +154,13 @@ class ChildProcess(Generic[T]):
         return self._exchange((method, args), Limits(timeout_s, memory_mb))
 
     def close(self) -> None:
-        """End the child, gently if it is idle."""
+        """End the child, gently if it is idle; one that has built nothing has nothing to finish."""
+        if not self._is_built:
+            self._kill()
+            return
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
+        self._is_built = False
         if pipe is not None:
             pipe.close()
         if process is not None:
@@ -140,6 +170,7 @@ class ChildProcess(Generic[T]):
     def _kill(self) -> None:
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
+        self._is_built = False
         if process is not None:
             self._end(process)
         if pipe is not None:

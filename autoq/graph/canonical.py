@@ -10,8 +10,6 @@ import warnings
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import onnxscript.optimizer
-import onnxscript.version_converter
 
 from autoq.graph.fold_batchnorm import FoldBatchNorm
 from autoq.graph.fold_matmul_bias import FoldMatMulBias
@@ -37,7 +35,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         common.ShapeInferencePass()(model)
-        onnxscript.optimizer.fold_constants(model, should_fold=_unpacks_weight)
+        _fold_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     FoldBatchNorm()(model)
@@ -51,6 +49,13 @@ def canonicalize(model: ir.Model) -> ir.Model:
     model.producer_name, model.producer_version = "autoq", None
     model.ir_version = max(model.ir_version, _IR_VERSION)
     return model
+
+
+# onnxscript is imported where it works: most processes read models that are canonical already.
+def _fold_constants(model: ir.Model) -> None:
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model, should_fold=_unpacks_weight)
 
 
 # What exporters put between a stored weight and its layer; an LSTM's gates are gathered from four.
@@ -76,7 +81,9 @@ def _raise_opset(model: ir.Model) -> None:
     version = model.opset_imports.get("", WANTED_OPSET)
     if version >= WANTED_OPSET:
         return
+    from onnxscript import version_converter
+
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        onnxscript.version_converter.convert_version(model, WANTED_OPSET, fallback=True)
+        version_converter.convert_version(model, WANTED_OPSET, fallback=True)

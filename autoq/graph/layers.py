@@ -35,16 +35,21 @@ def find_layers(model: ir.Model) -> list[Layer]:
     """Return the compressible layers in graph order.
 
     Raises:
-        ModelError: A weight is NaN or infinite.
+        ModelError: A weight or a bias is NaN or infinite.
     """
     layers = []
     for node in model.graph:
         if is_layer(node):
             weight = layer_weight(node)
             layers.append(_layer(node, weight))
-            if not np.isfinite(weight).all():
-                raise ModelError(f"layer {layers[-1].name!r} has NaN or infinite weights")
+            if not _is_finite(node):
+                raise ModelError(f"layer {layers[-1].name!r} has NaN or infinite weights or biases")
     return layers
+
+
+def _is_finite(node: ir.Node) -> bool:
+    stored = [constant(value) for value in node.inputs if value is not None]
+    return all(np.isfinite(one).all() for one in stored if one is not None and one.dtype.kind == "f")
 
 
 def is_layer(node: ir.Node) -> bool:

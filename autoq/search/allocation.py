@@ -4,7 +4,7 @@ A multiple-choice knapsack with conversion costs between slots (HAWQ-V3, Yao 202
 widths alone):
 
     min Σ sensitivity·x   s.t.   Σ latency·x + Σ border·y ≤ T,   Σ bytes·x ≤ B,   one option a slot,
-    y ≥ |z_writer − z_reader|,   z = whether the slot computes on integers
+    y ≥ ±(z_writer − z_reader) for either way,   z = whether the slot computes on integers
 
 Its linear relaxation is solved, and rounded: with two budgets it leaves a few slots undecided (Sinha &
 Zoltners 1979), each takes the option it has most of. What comes out may be over its budget by a part of
@@ -69,11 +69,15 @@ class Allocator:
                 self._latency.append(prices.options[position][option])
                 self._cost.append(costs[position][option])
 
+    @property
+    def _border_prices(self) -> Floats:
+        return self._prices.borders.reshape(-1)
+
     @cached_property
     def _program(self) -> tuple[LinearConstraint, LinearConstraint | None]:
         n, names = len(self._kept), {slot.name: at for at, slot in enumerate(self._guide.usual)}
         pairs = [(names[one.writer], names[one.reader]) for one in self._guide.borders]
-        width = n + len(pairs)
+        width = n + 2 * len(pairs)
         slots = np.array([slot for slot, _ in self._kept])
         once = coo_array((np.ones(n), (slots, np.arange(n))), shape=(self._n_slots, width))
         one_each = LinearConstraint(once.tocsr(), 1.0, 1.0)
@@ -84,8 +88,8 @@ class Allocator:
         columns: list[int] = []
         values: list[float] = []
         for border, (writer, reader) in enumerate(pairs):
-            for row, sign in ((2 * border, 1.0), (2 * border + 1, -1.0)):
-                terms = [(n + border, -1.0)]
+            for row, sign in ((2 * border, -1.0), (2 * border + 1, 1.0)):  # quantised, dequantised
+                terms = [(n + row, -1.0)]
                 for slot, direction in ((writer, sign), (reader, -sign)):
                     terms += [(int(at), direction) for at in np.flatnonzero((slots == slot) & (integer > 0))]
                 rows += [row] * len(terms)
@@ -107,7 +111,7 @@ class Allocator:
         scale = max(float(np.median([c for c in cost if c > 0] or [1.0])), 1e-12)
         latency, n_bytes = np.array(self._latency), np.array(self._bytes)
         thrift = latency + n_bytes / max(n_bytes.sum() / max(len(n_bytes), 1) * self._n_slots, 1.0)
-        goal = np.concatenate((cost / scale + _THRIFT * thrift, _THRIFT * self._prices.borders))
+        goal = np.concatenate((cost / scale + _THRIFT * thrift, _THRIFT * self._border_prices))
         return self._solved(goal, budget)
 
     def latency_of(self, stitch: Stitch) -> float:
@@ -118,19 +122,19 @@ class Allocator:
         for border, price in zip(self._guide.borders, self._prices.borders, strict=True):
             ends = (names[border.writer], names[border.reader])
             writes, reads = (self._guide.integer[at][stitch.options[at]] for at in ends)
-            total += float(price) if writes != reads else 0.0
+            total += float(price[int(writes)]) if writes != reads else 0.0
         return total
 
     def fastest(self) -> Stitch | None:
         """The options with the lowest latency."""
-        goal = np.concatenate((np.array(self._latency) + 1e-9 * np.array(self._bytes), self._prices.borders))
+        goal = np.concatenate((np.array(self._latency) + 1e-9 * np.array(self._bytes), self._border_prices))
         return self._solved(goal, Budget())
 
     def smallest(self) -> Stitch | None:
         """The options with the fewest bytes."""
         total = max(sum(self._bytes), 1.0)
         goal = np.concatenate(
-            (np.array(self._bytes) / total + 1e-6 * np.array(self._latency), self._prices.borders * 1e-6)
+            (np.array(self._bytes) / total + 1e-6 * np.array(self._latency), self._border_prices * 1e-6)
         )
         return self._solved(goal, Budget())
 
@@ -138,7 +142,7 @@ class Allocator:
         n, width = len(self._kept), len(goal)
         constraints = [one for one in self._program if one is not None]
         if budget.latency is not None:
-            row = np.concatenate((self._latency, self._prices.borders))
+            row = np.concatenate((self._latency, self._border_prices))
             constraints.append(LinearConstraint(row[None], -np.inf, budget.latency - self._prices.fixed))
         if budget.n_bytes is not None:
             row = np.concatenate((self._bytes, np.zeros(width - n))) / max(budget.n_bytes, 1.0)

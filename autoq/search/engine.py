@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
+from autoq.core.choices import Candidate, Rounding
 from autoq.core.errors import TrialError
 from autoq.core.fronts import dominates
 from autoq.core.measurements import Measurement
@@ -19,12 +21,15 @@ from autoq.search.outcome import build_outcome
 from autoq.search.ports import Ledger, Progress, SearchListener, TrialHook, TrialRunner
 from autoq.search.proposals import Proposal
 from autoq.search.records import SearchRecord, SearchState, TrialRecord, TrialState
+from autoq.search.refinement import is_refinement, refinements
 from autoq.search.space import SearchSpace
 from autoq.search.stopwatch import Stopwatch
 from autoq.search.strategies import create_strategy
 
 MAX_REPEATS = 50  # in a row: the space has nothing new, or the sampler cannot find it
 MAX_FIRST_FAILURES = 10
+# Share of what is being improved that a forecast has to promise to count as a gain, where there is one.
+_LEAST_GAIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class Plan:
     n_trials: int
     seed: int = 0
     time_budget_s: float | None = None  # of trials, over all sessions of the search
-    patience: int | None = None  # counted trials without a new member of the front
+    patience: int | None = None  # counted trials that gain the front nothing, or promised next to nothing
     guide: Guide | None = None  # what the guided strategy starts from
+    finalist_rounding: Rounding | None = None  # tried on the best points beyond the counted trials
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Services:
     listener: SearchListener
     hooks: Sequence[TrialHook] = ()
     should_stop: Callable[[], bool] = lambda: False  # asked between measurements
+    build_ahead: Callable[[Candidate], object] = lambda candidate: None  # of what takes longer than a trial
     now: Callable[[], float] = time.time  # seconds since the epoch
     clock: Callable[[], float] = time.perf_counter  # seconds, for durations
 
@@ -97,8 +104,15 @@ def run_search(record: SearchRecord, plan: Plan, services: Services) -> Stop:
     services.listener.on_phase("trials", f"{loop.n_counted} of {plan.n_trials} done")
     for hook in services.hooks:
         hook.sync(tuple(loop.trials))
+    is_first = True
     while (stop := loop.stop()) is None:
         loop.run_one()
+        if is_first:  # a hook that takes long to wake up has let the first trial start before it
+            for hook in services.hooks:
+                hook.sync(tuple(loop.trials))
+        is_first = False
+    if stop.state is SearchState.FINISHED and plan.finalist_rounding is not None:
+        stop = loop.refine(plan.finalist_rounding) or stop
     if stop.state is not SearchState.FINISHED:
         services.ledger.update_search(record.but(state=stop.state, message=stop.message))
     return stop
@@ -114,7 +128,7 @@ class _Loop:
         self._strategy = create_strategy(plan, record.baseline)
         self._first: dict[str, TrialRecord] = {}  # by digest
         self._front: list[list[float]] = []
-        self._n_since_front = 0
+        self._n_without_gain = 0
         self.trials: list[TrialRecord] = []
         self.n_counted = 0
         for trial in services.ledger.load_trials(record.name):
@@ -137,12 +151,25 @@ class _Loop:
         if self._n_repeats >= MAX_REPEATS:
             return Stop(StopReason.EXHAUSTED, f"space exhausted: {MAX_REPEATS} proposals in a row were known")
         anchors_done = len(self.trials) >= len(plan.anchors)
-        if plan.patience is not None and anchors_done and self._n_since_front >= plan.patience:
+        if plan.patience is not None and anchors_done and self._n_without_gain >= plan.patience:
             return Stop(
-                StopReason.PATIENCE, f"no new point on the front in the last {self._n_since_front} trials"
+                StopReason.PATIENCE,
+                f"no new point on the front, or none to be expected, in the last {plan.patience} trials",
             )
         if self._services.should_stop():
             return Stop(StopReason.INTERRUPTED, f"interrupted after {self.n_counted} trials")
+        return None
+
+    def refine(self, rounding: Rounding) -> Stop | None:
+        """Try the best points with another rounding; say so if that was interrupted."""
+        services = self._services
+        for one in refinements(self._record, self._plan.goals, self.trials, rounding):
+            if services.should_stop():
+                return Stop(StopReason.INTERRUPTED, f"interrupted before {one.origin}")
+            services.listener.on_phase("trials", one.origin)
+            services.build_ahead(one.candidate)
+            with services.runner.turn():
+                self._run(partial(self._given, one.origin, one.candidate))
         return None
 
     def run_one(self) -> None:
@@ -152,13 +179,13 @@ class _Loop:
         no part of the trial's time, and our own writing disturbs nobody's clock.
         """
         with self._services.runner.turn():
-            self._run_one()
+            self._run(partial(self._propose, len(self.trials)))
 
-    def _run_one(self) -> None:
+    def _run(self, propose: Callable[[], Proposal]) -> None:
         services, number = self._services, len(self.trials)
         started_at, watch = services.now(), Stopwatch(services.clock)
         with watch.part("suggest"):
-            proposal = self._propose(number)
+            proposal = propose()
         if proposal.warning:
             services.listener.on_note(f"warning: {proposal.warning}")
         origin = proposal.origin or self._plan.strategy
@@ -188,8 +215,12 @@ class _Loop:
     def _propose(self, number: int) -> Proposal:
         if number < len(self._plan.anchors):
             anchor = self._plan.anchors[number]
-            return replace(self._strategy.adopt(anchor.candidate), origin=f"anchor {anchor.name}")
+            return self._given(f"anchor {anchor.name}", anchor.candidate)
         return self._strategy.propose(number)
+
+    def _given(self, origin: str, candidate: Candidate) -> Proposal:
+        """Propose a candidate that the strategy was not asked for, and that may lie outside the space."""
+        return replace(self._strategy.adopt(candidate), origin=origin)
 
     def _measured(self, trial: TrialRecord) -> TrialRecord:
         try:
@@ -220,9 +251,11 @@ class _Loop:
     def _take(self, trial: TrialRecord) -> None:
         self.trials.append(trial)
         if trial.state is not TrialState.REPEATED:
-            self.n_counted += 1
             self._first.setdefault(trial.digest, trial)
-            self._n_since_front = 0 if self._joins_front(trial) else self._n_since_front + 1
+        if trial.state is not TrialState.REPEATED and not is_refinement(trial):
+            self.n_counted += 1
+            gained = self._joins_front(trial) and trial.reasons.get("expected_gain", 1.0) >= _LEAST_GAIN
+            self._n_without_gain = 0 if gained else self._n_without_gain + 1
 
     def _joins_front(self, trial: TrialRecord) -> bool:
         if trial.measurement is None or trial.measurement.accuracy.is_estimate:
@@ -235,7 +268,7 @@ class _Loop:
 
     @property
     def _n_failed(self) -> int:
-        return sum(trial.state is TrialState.FAILED for trial in self.trials)
+        return sum(trial.state is TrialState.FAILED and not is_refinement(trial) for trial in self.trials)
 
     @property
     def _n_repeats(self) -> int:

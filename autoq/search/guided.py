@@ -263,7 +263,7 @@ class GuidedStrategy:
             "kind": idea.kind,
             "why": idea.why(self._guide),
             "aim": aim,
-            "expected_gain": gain,
+            **({} if aim == "nearest" else {"expected_gain": gain}),
             "predicted_drop": float(forecast.drop[at]),
             "predicted_divergence": float(forecaster.divergence([idea.stitch])[0]),
             "predicted_bundle_bytes": int(forecast.bundle[at] * self._baseline.size_bytes),

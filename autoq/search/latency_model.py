@@ -4,6 +4,8 @@ A candidate's time, as a share of the float model's, is taken to be
 
     t0 + Σ_slot β[slot, kernel] + γ · (share of tensors, by number and by elements, that are converted)
 
+with one γ for quantising and one for dequantising.
+
 The profile gives every β a mean. Measurements correct it by factors that kernels, slots of one op and
 shape, and single slots have of their own, each with a normal prior: Bayesian linear regression. The
 conversions are not optional: one int8 layer between floats is often slower than none, and tables that
@@ -34,7 +36,7 @@ _TYPICAL = {
 _KERNEL_SD, _TIE_SD, _SLOT_SD = 0.25, 0.2, 0.15  # relative, of a slot's time
 _REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
 _REWRITE_SD = 0.05
-_CONVERSION_MEAN, _CONVERSION_SD = 0.05, 0.1  # of converting every tensor
+_CONVERSION_MEAN, _CONVERSION_SD = 0.1, 0.2  # of converting every tensor one way, by number and by elements
 _MISFIT = 0.015  # what an additive model misses at best, relative
 _LEAST = 0.01  # of the float model's time: nothing is faster
 
@@ -54,7 +56,7 @@ class Prices:
 
     fixed: float
     options: tuple[Floats, ...]  # for each slot (options,)
-    borders: Floats  # (borders,) of converting each tensor
+    borders: Floats  # (borders, 2) of quantising and of dequantising each tensor
 
 
 class LatencyModel:
@@ -123,10 +125,10 @@ class _Features:
         self.rest = max(1.0 - float_share, 0.0)
         self.of_rewrites = slice(1, 1 + len(guide.rewrites))
         at = self.of_rewrites.stop
-        self._of_borders = slice(at, at + 2)
-        at += 2
+        self._of_borders = slice(at, at + 4)
+        at += 4
         index: dict[tuple[str, ...], int] = {}
-        sds: list[float] = [_REST_SD, *([_REWRITE_SD] * len(guide.rewrites)), _CONVERSION_SD, _CONVERSION_SD]
+        sds: list[float] = [_REST_SD, *([_REWRITE_SD] * len(guide.rewrites)), *([_CONVERSION_SD] * 4)]
         self._columns: list[np.ndarray[tuple[int, int], np.dtype[np.int64]]] = []  # (options, 3) of each slot
         for slot in slots:
             rows = []
@@ -165,7 +167,10 @@ class _Features:
                 design[rows, columns[table[:, slot], kind]] += time
         integer = [flags[table[:, slot]] for slot, flags in enumerate(self._guide.integer)]
         for (writer, reader, _), weights in zip(self._borders, self._border_weights, strict=True):
-            design[:, self._of_borders] += (integer[writer] != integer[reader])[:, None] * weights
+            quantised = ~integer[writer] & integer[reader]
+            dequantised = integer[writer] & ~integer[reader]
+            ways = np.stack((quantised, dequantised), axis=1)[:, :, None] * weights  # (n, ways, weights)
+            design[:, self._of_borders] += ways.reshape(len(stitches), 4)
         return design
 
     def prior_mean(self, design: Floats) -> Floats:
@@ -184,8 +189,9 @@ class _Features:
         ]
 
     def border_prices(self, effects: Floats) -> Floats:
-        """What converting each tensor costs, in the order of the guide's borders."""
-        prices: Floats = self._border_weights @ (_CONVERSION_MEAN + effects[self._of_borders])
+        """What converting each tensor costs, (borders, 2), in the order of the guide's borders."""
+        ways = (_CONVERSION_MEAN + effects[self._of_borders]).reshape(2, 2)
+        prices: Floats = self._border_weights @ ways.T
         return prices
 
 

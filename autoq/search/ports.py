@@ -125,8 +125,8 @@ class SearchListener(Protocol):
 class TrialHook(Protocol):
     """Whoever follows the ledger: the Optuna study in the database, MLflow.
 
-    A hook whose server may be away keeps that to itself and catches up at the next `sync`; what it
-    raises ends the search.
+    A hook whose server may be away keeps that to itself and catches up at the next `sync`, of which
+    there is one before the first trial and one after it; what it raises ends the search.
     """
 
     @property

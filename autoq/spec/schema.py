@@ -31,6 +31,7 @@ from autoq.spec.spaces import SpaceSpec
 MAX_OBJECTIVES = 3
 
 Strategy = Literal["guided", "tpe", "nsga2", "gp", "random"]
+FinalistRounding = Literal["adaround"]  # too slow to search with
 BuiltinMetric = Literal["top1", "top5", "fidelity"]
 Scope = Literal["example", "set"]
 Direction = Literal["maximize", "minimize"]
@@ -213,6 +214,8 @@ class StrategySpec(Section):
     trial_timeout_s: Positive = 120.0
     trial_memory_mb: Count = 4096
     racing: Flag = True  # stop scoring a candidate once it is ruled out; for metrics that are means
+    # After the trials, the best points are tried again with this rounding on all layers below 8 bits.
+    finalist_rounding: FinalistRounding | None = None
 
 
 class SearchSpec(Section):

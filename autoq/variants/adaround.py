@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
 from autoq.variants.gptq import Grid
 from autoq.variants.local_error import row_errors, through_moments
@@ -121,6 +120,8 @@ def _learn_shares(objective: _Objective, first: Floats, n_steps: int) -> Floats:
     The share is a rectified sigmoid; a regulariser 1 − |2·share − 1|^β with falling β decides it
     (equations 21 to 24 of the paper).
     """
+    from scipy.special import expit  # a fifth of a second: not for those who round otherwise
+
     span = 1.0 + 2.0 * _STRETCH
     spread = (np.clip(first, 0.02, 0.98) + _STRETCH) / span
     logits = np.log(spread / (1.0 - spread)).astype(objective.base.dtype)

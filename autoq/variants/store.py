@@ -64,6 +64,10 @@ class VariantStore:
         self._forget_oldest()
         return found
 
+    def missing(self, wanted: Iterable[tuple[str, WeightChoice]]) -> list[tuple[str, WeightChoice]]:
+        """Return those that are not on disk."""
+        return [(layer, choice) for layer, choice in wanted if not self._shelf.has(self._key(layer, choice))]
+
     def build_all(
         self,
         wanted: Iterable[tuple[str, WeightChoice]],
@@ -71,9 +75,8 @@ class VariantStore:
     ) -> int:
         """Make sure that variants are on disk, as far as the disk takes them; return how many were not."""
         missing: dict[str, list[WeightChoice]] = {}
-        for layer, choice in wanted:
-            if not self._shelf.has(self._key(layer, choice)):
-                missing.setdefault(layer, []).append(choice)
+        for layer, choice in self.missing(wanted):
+            missing.setdefault(layer, []).append(choice)
         n_missing, n_done = sum(map(len, missing.values())), 0
         # What takes longest first, so that no core is left alone with it at the end.
         order = sorted(missing, key=lambda name: -self._builders[name].layer.n_params)

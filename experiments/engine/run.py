@@ -18,12 +18,14 @@ from typing import Any
 import accuracy
 import costs
 import opponents
+import second_search
 
 Part = Callable[[Path, Path], dict[str, Any]]
 
 PARTS: dict[str, Part] = {
     "engine_time": costs.engine_time,
     "overhead": costs.overhead,
+    "second_search": second_search.second_search,
     "assembly": opponents.assembly,
     "rounding": accuracy.rounding,
     "sparsity": accuracy.sparsity,

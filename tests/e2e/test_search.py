@@ -13,7 +13,7 @@ import optuna
 import pytest
 from tiny_case import NAME, ledger_of, run_autoq, tiny_network, write_spec
 
-from autoq.core.choices import Candidate
+from autoq.core.choices import Candidate, Rounding
 from autoq.core.measurements import Measurement
 from autoq.exporting import Silent
 from autoq.home import Home
@@ -101,7 +101,14 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_trial(
         assert run.data.tags["autoq.on_front"] == str(number in on_front).lower()
         assert run.data.tags["autoq.feasible"] in ("true", "false")
     artifacts = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id)}
-    assert {"spec.yaml", "pareto.png", "recipe.yaml", "recipe.safetensors"} <= artifacts
+    assert {
+        "spec.yaml",
+        "report.html",
+        "pareto.html",
+        "pareto.png",
+        "recipe.yaml",
+        "recipe.safetensors",
+    } <= artifacts
 
 
 def test_the_log_has_the_parts_of_preparation_and_of_each_trial(finished: Any) -> None:
@@ -206,3 +213,31 @@ def test_an_impossible_budget_ends_with_the_nearest_point_and_what_it_breaks(fin
 def test_the_tiny_network_has_the_layers_the_tests_speak_of() -> None:
     names = {one.name.removesuffix(".weight") for one in tiny_network().graph.initializer}
     assert names >= LAYERS
+
+
+def test_finalists_are_rounded_again_beyond_the_trials_and_may_win(finished: Any) -> None:
+    changes = {
+        "name": "rounded",
+        "search.trials": 3,
+        "search.strategy": "random",
+        "search.finalist_rounding": "adaround",
+        "constraints.max_accuracy_drop": 1.0,
+        "space": {
+            "version": 1,
+            "layers": {"*": {"format": "int8", "calibration": "minmax", "weight_bits": [3, 4]}},
+        },
+    }
+    spec = write_spec(finished.spec.parent, changes, file="rounded.yaml")
+    ran = run_autoq("search", spec, "--home", finished.home)
+    assert ran.returncode == 0, ran.stderr
+    with ledger_of(finished.home) as ledger:
+        trials = ledger.load_trials("rounded")
+        finals = {final.digest for final in ledger.load_finals("rounded")}
+    extras = [trial for trial in trials if trial.origin.startswith("adaround of trial ")]
+    assert len(trials) == 3 + len(extras)
+    assert 1 <= len(extras) <= 3
+    for trial in extras:
+        assert trial.state is TrialState.COMPLETE
+        roundings = {choice.rounding for _, choice in trial.candidate.choices if choice.weight_bits < 8}
+        assert roundings == {Rounding.ADAROUND}
+    assert finals & {trial.digest for trial in trials}

@@ -157,3 +157,34 @@ def test_the_spike_of_a_relu_does_not_change_what_entropy_finds() -> None:
 def test_no_method_means_no_range() -> None:
     with pytest.raises(ValueError, match="none"):
         activation_range(summarize(np.ones(3, np.float32)), Calibration.NONE)
+
+
+def relu6_outputs(*, on_background: float) -> Floats:
+    """A convolution's channels after ReLU6; on a plain background each gives one value again and again."""
+    rng = np.random.default_rng(7)
+    drawn = np.clip(rng.exponential(1.2, 200_000) - 0.9, 0.0, 6.0)
+    background = rng.uniform(0.2, 2.5, 40)
+    repeated = rng.choice(background, int(on_background * len(drawn)))
+    return np.concatenate([drawn, repeated]).astype(np.float32)
+
+
+@pytest.mark.parametrize("on_background", [0.0, 0.05, 0.2, 0.5])
+def test_entropy_keeps_a_relu6_as_well_as_minmax_does(on_background: float) -> None:
+    """Six is where the producer has clipped already: what lies below it is signal, not a tail."""
+    raw = relu6_outputs(on_background=on_background)
+    summary = summarize(raw)
+    power = float(np.sqrt(np.mean(raw.astype(np.float64) ** 2)))
+    sqnr_db = {
+        method: 20.0 * np.log10(power / rms_error(raw, *activation_range(summary, method)))
+        for method in (Calibration.MINMAX, Calibration.ENTROPY)
+    }
+    assert sqnr_db[Calibration.ENTROPY] > sqnr_db[Calibration.MINMAX] - 0.5
+
+
+def test_values_that_repeat_do_not_hide_a_tail_from_entropy() -> None:
+    positive = draw("positive heavy tail", 200_000)
+    repeated = np.random.default_rng(5).choice([0.4, 2.1, 5.3], len(positive) // 5)
+    _, alone = activation_range(summarize(positive), Calibration.ENTROPY)
+    mixed = np.concatenate([positive, repeated.astype(np.float32)])
+    _, with_repeats = activation_range(summarize(mixed), Calibration.ENTROPY)
+    assert with_repeats == pytest.approx(alone, rel=0.25)

@@ -172,6 +172,31 @@ def test_inspect_tells_layers_formats_and_what_is_refused_and_why(autoq: Autoq, 
     assert conv["formats"]["int8_dynamic"]["reason"] in shown
 
 
+def test_inspect_groups_tells_what_goes_together_and_what_is_left_alone_and_why(
+    autoq: Autoq, tmp_path: Path
+) -> None:
+    path = tmp_path / "cnn.onnx"
+    path.write_bytes(residual_cnn().SerializeToString())
+    content = json.loads(autoq("inspect", path, "--groups", "--json").stdout)
+    stem = next(group for group in content["groups"] if group["name"] == "stem")
+    assert (stem["kind"], stem["size"]) == ("channels", 8)
+    assert stem["members"][2] == {
+        "layer": "block1.conv2",
+        "role": "writes",
+        "channels": [[unit] for unit in range(8)],
+    }
+    assert content["left_alone"] == [{"layer": "fc", "reason": "they reach the output 'logits'"}]
+    shown = autoq("inspect", path, "--groups").stdout
+    assert "channel groups of" in shown
+    assert "left alone: fc: they reach the output 'logits'" in shown
+
+
+def test_groups_and_sensitivity_are_asked_for_one_at_a_time(autoq: Autoq, tmp_path: Path) -> None:
+    result = autoq("inspect", tmp_path / "spec.yaml", "--groups", "--sensitivity")
+    assert result.exit_code == 2
+    assert "one at a time" in result.stderr
+
+
 def test_doctor_tells_versions_strategies_noise_and_warnings(
     autoq: Autoq, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

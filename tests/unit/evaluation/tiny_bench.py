@@ -13,7 +13,8 @@ from autoq.core.errors import TrialError
 from autoq.core.layers import TensorSpec
 from autoq.evaluation.batches import Feeding, timing_feeds
 from autoq.evaluation.metrics import MetricSpec, builtin_metric
-from autoq.evaluation.ports import OutputCache, Target
+from autoq.evaluation.ports import Assembler, OutputCache, Target
+from autoq.evaluation.racing import RacingSettings
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
@@ -36,6 +37,38 @@ def linear_model(weight: Array, *, batch: int | str = "n") -> ModelArtifact:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(model)
     return ModelArtifact.from_bytes(model.SerializeToString())
+
+
+def random_model(noise: float) -> ModelArtifact:
+    """scores = x @ WEIGHT + noise of its own in every run."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "weight"], ["clean"], name="fc"),
+            helper.make_node("RandomNormalLike", ["clean"], ["drawn"], scale=noise),
+            helper.make_node("Add", ["clean", "drawn"], ["scores"]),
+        ],
+        "random",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", N_FEATURES])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", N_CLASSES])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return ModelArtifact.from_bytes(model.SerializeToString())
+
+
+class RandomAssembler:
+    """A float model whose outputs change from run to run, and candidates that are no better."""
+
+    def __init__(self, noise: float = 0.3) -> None:
+        self._noise = noise
+
+    def float_model(self) -> ModelArtifact:
+        """Return the noisy classifier."""
+        return random_model(self._noise)
+
+    def assemble(self, candidate: Candidate) -> AssembledModel:
+        """Return the noisy classifier."""
+        return AssembledModel(random_model(self._noise), bundle_bytes=64, storage_only=())
 
 
 def split_of(n_examples: int, *, seed: int = 1) -> Split:
@@ -81,12 +114,18 @@ def build_workbench(
     n_test: int = 80,
     target: Target | None = None,
     outputs: OutputCache | None = None,
+    racing: RacingSettings | None = None,
+    n_search: int = 120,
+    batch_size: int = 16,
+    assembler: Assembler | None = None,
 ) -> Workbench:
     """Build a workbench whose every measurement takes some hundredths of a second."""
-    search = split_of(120)
-    feeding = Feeding(batch_size=16, n_workers=2)
+    search = split_of(n_search)
+    feeding = Feeding(batch_size, n_workers=2)
     test = split_of(n_test, seed=2) if n_test else None
     data = EvaluationData(search, test, timing_feeds(search, INPUTS, feeding, n_feeds=2))
-    settings = EvaluationSettings(metric or builtin_metric("top1"), feeding, output="scores", timing=timing)
-    target = target or OnnxRuntimeTarget(threads=1, batch_size=16)
-    return Workbench(TinyAssembler(), target, data, settings, outputs)
+    settings = EvaluationSettings(
+        metric or builtin_metric("top1"), feeding, output="scores", timing=timing, racing=racing
+    )
+    target = target or OnnxRuntimeTarget(threads=1, batch_size=batch_size)
+    return Workbench(assembler or TinyAssembler(), target, data, settings, outputs)

@@ -73,6 +73,16 @@ def test_a_candidate_goes_through_baseline_trial_and_final(start: Callable[..., 
     assert final.test.holds == "yes"
 
 
+def test_candidates_are_probed_in_the_child(start: Callable[..., ChildTrialRunner]) -> None:
+    runner = start()
+    baseline = runner.measure_baseline()
+    assert runner.measure_divergence(candidate(8)) < runner.measure_divergence(candidate(2))
+    latency = runner.measure_latency(candidate(2))
+    assert latency.latency_ms == pytest.approx(baseline.latency_ms / latency.speedup)
+    with pytest.raises(TrialError, match="has NaN"):
+        runner.measure_divergence(BROKEN)
+
+
 def test_a_candidate_that_fails_is_followed_by_the_next(start: Callable[..., ChildTrialRunner]) -> None:
     runner = start()
     runner.measure_baseline()

@@ -294,3 +294,52 @@ def test_closing_twice_or_before_the_start_does_nothing(child: ChildProcess[Vict
     child.close()
     child.close()
     assert child.pid is None
+
+
+def test_a_launched_child_builds_nothing_until_it_is_started() -> None:
+    child: ChildProcess[Victim] = ChildProcess(preload=["colorsys"])
+    child.launch()
+    pid = child.pid
+    assert pid is not None
+    assert not child.is_built
+    child.replace_factory(Victim)  # only now is it known what to build
+    child.start()
+    assert child.is_built
+    assert child.pid == child.call("pid") == pid
+    child.close()
+    assert child.pid is None
+    assert not child.is_built
+
+
+def test_a_launched_child_has_imported_what_it_will_need() -> None:
+    child = ChildProcess(Victim, preload=["colorsys"])
+    assert child.call("has_imported", "colorsys")
+    assert not child.call("has_imported", "this")
+    child.close()
+
+
+def test_a_launched_child_is_closed_without_waiting_for_its_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    child: ChildProcess[Victim] = ChildProcess(preload=["slow_import"])
+    child.launch()
+    pid = child.pid
+    assert pid is not None
+    start = time.monotonic()
+    child.close()
+    assert time.monotonic() - start < 10.0  # the import takes a minute
+    assert wait_until_gone(pid)
+
+
+def test_a_child_that_cannot_import_is_no_candidates_fault() -> None:
+    with pytest.raises(InfrastructureError, match="while it started, the trial's process exited"):
+        ChildProcess(Victim, preload=["no_such_module"]).start()
+
+
+def test_a_child_without_a_factory_cannot_be_started() -> None:
+    child: ChildProcess[Victim] = ChildProcess()
+    with pytest.raises(ValueError, match="no factory"):
+        child.start()
+    child.close()

@@ -35,6 +35,10 @@ class Victim:
         """Say which process it lives in."""
         return os.getpid()
 
+    def has_imported(self, module: str) -> bool:
+        """Say whether a module is in memory."""
+        return module in sys.modules
+
     def exit(self, code: int) -> None:
         """Leave without a word."""
         os._exit(code)

@@ -71,7 +71,7 @@ def test_a_canonical_graph_is_canonical(build: Callable[[], onnx.ModelProto]) ->
     assert [str(node) for node in again.graph.graph] == [str(node) for node in model.graph.graph]
 
 
-@pytest.mark.parametrize("opset", [13, 15, 17, 18, 20, 21, 22, 23])
+@pytest.mark.parametrize("opset", [13, 15, 17, 18, 20, 21, 22, 23, 24, 25, 26])
 @pytest.mark.parametrize("build", [residual_cnn, mlp, batchnorm_cnn])
 def test_opsets_from_13_on_load_and_compute_the_same(
     build: Callable[..., onnx.ModelProto], opset: int
@@ -238,13 +238,27 @@ def test_nothing_that_is_written_tells_where_the_model_came_from() -> None:
     assert b"secret" not in model.artifact.content
 
 
-def test_weights_that_are_not_finite_are_refused_by_the_name_of_their_layer() -> None:
-    proto = residual_cnn()
-    tensor = next(one for one in proto.graph.initializer if one.name == "block2.shortcut.weight")
-    weight = onnx.numpy_helper.to_array(tensor).copy()
-    weight[3, 2] = np.nan
-    tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
-    with pytest.raises(ModelError, match=r"layer 'block2\.shortcut' has NaN or infinite weights"):
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("build", "stored", "layer"),
+    [
+        (residual_cnn, "block2.shortcut.weight", "block2.shortcut"),
+        (residual_cnn, "block2.shortcut.bias", "block2.shortcut"),
+        (mlp, "fc2.bias", "fc2"),
+        (batchnorm_cnn, "conv1.bn.g", "conv1"),
+        (batchnorm_cnn, "conv2.bn.b", "conv2"),
+        (batchnorm_cnn, "conv2.bn.m", "conv2"),
+    ],
+)
+def test_what_is_not_finite_is_refused_by_the_name_of_its_layer(
+    build: Callable[..., onnx.ModelProto], stored: str, layer: str, bad: float
+) -> None:
+    proto = build()
+    tensor = next(one for one in proto.graph.initializer if one.name == stored)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[-1] = bad
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(ModelError, match=f"layer '{layer}' has NaN or infinite weights or biases"):
         canonical(proto)
 
 

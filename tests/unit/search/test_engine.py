@@ -253,6 +253,18 @@ def test_patience_counts_trials_since_the_front_last_grew(make_bench: MakeBench)
     assert len(counted) == max(new[-1] + 1 + 6, len(bench.plan.anchors))
 
 
+def test_an_estimate_never_grows_the_front(make_bench: MakeBench) -> None:
+    class AllStopped(SyntheticRunner):
+        def run_trial(self, candidate: Candidate) -> Measurement:
+            measurement = super().run_trial(candidate)
+            return replace(measurement, accuracy=replace(measurement.accuracy, is_estimate=True))
+
+    bench = make_bench("random", n_trials=1000, patience=3)
+    bench.runner = AllStopped()
+    assert bench.run().reason is StopReason.PATIENCE
+    assert len(bench.trials) == max(3, len(bench.plan.anchors))
+
+
 def test_patience_does_not_cut_the_anchors_short(make_bench: MakeBench) -> None:
     bench = make_bench(n_trials=1000, patience=1)
     bench.run()
@@ -272,22 +284,24 @@ def test_every_part_of_a_trials_time_is_kept(make_bench: MakeBench) -> None:
 @dataclass
 class RecordingHook:
     part: str
-    synced: list[int] = field(default_factory=list)
+    synced: list[list[int]] = field(default_factory=list)
     heard: list[TrialRecord] = field(default_factory=list)
 
     def sync(self, trials: Sequence[TrialRecord]) -> None:
-        self.synced = [trial.number for trial in trials]
+        self.synced.append([trial.number for trial in trials])
 
     def on_trial_recorded(self, trial: TrialRecord) -> None:
         self.heard.append(trial)
 
 
-def test_hooks_hear_of_old_trials_once_and_of_each_new_one(make_bench: MakeBench) -> None:
+def test_hooks_hear_of_old_trials_around_the_first_and_of_each_new_one(
+    make_bench: MakeBench,
+) -> None:
     bench = make_bench(n_trials=9)
     bench.run(should_stop=bench.stop_at(4))
     hook = RecordingHook("track")
     bench.run(hooks=[hook])
-    assert hook.synced == [0, 1, 2, 3]
+    assert hook.synced == [[0, 1, 2, 3], [0, 1, 2, 3, 4]]
     assert [trial.number for trial in hook.heard] == [4, 5, 6, 7, 8]
 
 

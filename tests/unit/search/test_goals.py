@@ -56,6 +56,11 @@ def test_without_bounds_everything_is_feasible() -> None:
     assert Goals((Objective.LATENCY,)).feasible(MEASURED, BASELINE)
 
 
+def test_an_estimate_is_never_feasible() -> None:
+    estimate = replace(MEASURED, accuracy=replace(MEASURED.accuracy, is_estimate=True))
+    assert not Goals((Objective.LATENCY,)).feasible(estimate, BASELINE)
+
+
 def test_only_a_bound_on_the_drop_counts_as_only_drop() -> None:
     assert Constraints(max_accuracy_drop=0.0).only_drop
     assert not Constraints(max_accuracy_drop=0.01, max_bundle_bytes=1).only_drop

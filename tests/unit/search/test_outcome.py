@@ -63,6 +63,32 @@ def test_the_front_is_sorted_from_the_fastest() -> None:
     assert (outcome.n_trials, outcome.n_failed) == (5, 1)
 
 
+def estimated(measurement: Measurement) -> Measurement:
+    return replace(measurement, accuracy=replace(measurement.accuracy, is_estimate=True))
+
+
+def test_an_estimate_is_not_on_the_front_nor_best_nor_in_the_final_round_and_beats_nobody() -> None:
+    luck = estimated(measured(-0.1, 0.2))
+    outcome = outcome_of([SLOW_GOOD, MIDDLE, luck])
+    assert numbers(outcome.points) == [0, 1, 2]
+    assert numbers(outcome.front) == [1, 0]
+    assert outcome.best is not None
+    assert outcome.best.trial.number != 2
+    assert sorted(numbers(finalists(outcome, 10))) == [0, 1]
+    assert outcome.select("2").to_json()["is_estimate"]
+
+
+def test_when_all_are_estimates_the_nearest_is_one_and_there_is_no_front() -> None:
+    slow = [estimated(measured(0.0, ms)) for ms in (1.0, 0.7)]
+    outcome = outcome_of(slow, constraints=Constraints(max_latency_ms=0.5))
+    assert outcome.front == ()
+    assert outcome.nearest is not None
+    assert outcome.nearest.trial.number == 1
+    assert numbers(finalists(outcome, 10)) == [1]
+    with pytest.raises(UnknownNameError, match="found nothing feasible; the nearest is trial 1"):
+        outcome.select("fastest")
+
+
 def test_a_repeated_trial_is_neither_counted_nor_a_second_point() -> None:
     first = trial(0, MIDDLE)
     repeated = replace(first, number=1, state=TrialState.REPEATED)

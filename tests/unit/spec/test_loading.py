@@ -65,6 +65,7 @@ def test_a_minimal_spec_takes_the_documented_defaults(tmp_path: Path) -> None:
         "trial_timeout_s": 120.0,
         "trial_memory_mb": 4096,
         "racing": True,
+        "finalist_rounding": None,
     }
     assert spec.space == load(tmp_path, space="cnn").space
 

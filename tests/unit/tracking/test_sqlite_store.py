@@ -34,7 +34,7 @@ def test_the_file_of_a_sqlite_uri_is_found_and_of_no_other(tmp_path: Path) -> No
 
 
 def test_importing_the_tracking_package_does_not_import_mlflow() -> None:
-    modules = ("mlflow_tracking", "resilient", "plots", "server", "connection", "sqlite_store")
+    modules = ("mlflow_tracking", "resilient", "server", "connection", "sqlite_store")
     imports = "; ".join(f"import autoq.tracking.{module}" for module in modules)
     code = f"import sys; {imports}; print([m for m in ('mlflow', 'matplotlib', 'torch') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from autoq.core.errors import UserError
-from autoq.tracking.sensitivity_plot import (
+from autoq.reporting.sensitivity_plot import (
     SensitivityMap,
     check_plot_path,
     draw_sensitivity,

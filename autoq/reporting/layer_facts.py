@@ -1,0 +1,44 @@
+"""What is known of a model's layers besides the trials: order, share of latency, error of the usual choices.
+
+It is found out once, while the model is at hand, and kept beside the pictures for those drawn later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+LAYER_FACTS_FILE = "layers.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer; errors are None where nothing is known of its inputs."""
+
+    name: str
+    op: str
+    n_params: int
+    latency_share: float | None  # of the float model's kernel time, a fraction; None is unknown
+    sqnr_db: Mapping[str, float | None] = field(
+        default_factory=dict
+    )  # by label and bits: `int8/channel/minmax w8`
+
+
+def save_layer_facts(facts: list[LayerFacts], path: Path) -> None:
+    """Write the layers of a model, in the order of its graph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": _FORMAT, "layers": [asdict(layer) for layer in facts]}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_layer_facts(path: Path) -> list[LayerFacts]:
+    """Read what was written; nothing where there is no file, or one of another version."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != _FORMAT:
+        return []
+    return [LayerFacts(**layer) for layer in content["layers"]]

@@ -1,0 +1,149 @@
+"""MiniLM: points of the guided searches beside what was made by hand, rebuilt and timed in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import time_afresh
+from searches import RUNS, SharingApp
+
+from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.core.choices import Candidate, Choice, Rewrites
+from autoq.core.fronts import front_rows
+from autoq.evaluation.accuracy import SplitScorer
+from autoq.exporting import Silent
+from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.search.guide import Guide
+from autoq.search.sensitivity import sensitivities
+from autoq.spec.loading import spec_from_json
+
+MODEL = "minilm"
+EQUAL = 0.002  # of agreement: so much less counts as equal
+MIN_SPEED = 1.1
+STRETCH = ((0.95, 1.7), (0.92, 2.0))  # agreement, speed-up
+DYNAMIC = Choice.of("int8_dynamic", rounding="gptq")
+WEIGHT_ONLY = Choice.of("int8_weight", granularity="block128", rounding="gptq")
+
+
+def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
+    """Score and time the rows of the issue, then hold guided's points against each."""
+    spec = spec_from_json(app.record(f"{MODEL}-guided-0").spec)
+    ready = prepare(spec, app.home, Silent())
+    sources = prepare_sources(ready, app.home, Silent())
+    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    stitchers = open_stitchers(app.home, keys, ready.target)
+    settings = workbench_factory(ready, sources, app.home).settings
+    scorer = SplitScorer(ready.data.search, settings.metric, settings.feeding, output=settings.output)
+    scorer.score_baseline(ready.target.open(ready.model.artifact))
+    rows = by_hand(app, [layer.name for layer in ready.model.summary.layers if layer.is_matmul])
+    agreement = {}
+    for name, candidate in rows.items():
+        session = ready.target.open(stitchers.assemble(candidate).artifact)
+        agreement[name] = float(scorer.score(session).accuracy.value)
+        session.close()
+    found = guided_points(app)
+    ratios = time_afresh(
+        app, spec, {**rows, **{digest: candidate for digest, (candidate, _) in found.items()}}
+    )
+    points = [(score, 1 / ratios[digest], digest) for digest, (_, score) in found.items()]
+    table = []
+    for name in rows:
+        rivals = [point for point in points if point[0] >= agreement[name] - EQUAL]
+        best = max(rivals, key=lambda point: point[1], default=None)
+        table.append(
+            {
+                "row": name,
+                "agreement": agreement[name],
+                "speedup": 1 / ratios[name],
+                "best_agreement": best[0] if best else None,
+                "best_speedup": best[1] if best else None,
+                "gain": best[1] * ratios[name] if best else None,
+            }
+        )
+        print(f"  {name}: {agreement[name]:.4f} at {1 / ratios[name]:.2f}x; guided {best}", flush=True)
+    return {
+        "rows": table,
+        "points": [{"agreement": a, "speedup": s} for a, s, _ in sorted(points)],
+        "bars": _bars(table, points),
+    }
+
+
+def _bars(table: list[dict[str, Any]], points: list[tuple[float, float, str]]) -> list[dict[str, Any]]:
+    gains = [row["gain"] or 0.0 for row in table]
+    bars = [
+        {
+            "what": f"guided over `{row['row']}` at equal agreement, x",
+            "figure": gain,
+            "bar": f">= {MIN_SPEED}",
+            "met": gain >= MIN_SPEED,
+        }
+        for row, gain in zip(table, gains, strict=True)
+    ]
+    for agreement, speed in STRETCH:
+        best = max((point[1] for point in points if point[0] >= agreement), default=0.0)
+        bars.append(
+            {
+                "what": f"stretch: speed-up at agreement >= {agreement}",
+                "figure": best,
+                "bar": f">= {speed}",
+                "met": best >= speed,
+            }
+        )
+    return bars
+
+
+def by_hand(app: SharingApp, matmuls: list[str]) -> dict[str, Candidate]:
+    """The rows: uniform formats, and the k layers that mind dynamic int8 most kept weight-only."""
+
+    def candidate(choices: Mapping[str, Choice], rewrites: Rewrites | None = None) -> Candidate:
+        return Candidate.of(choices, {}, rewrites)
+
+    ranked = _most_sensitive(app, matmuls)
+    rows = {
+        "dynamic int8": candidate(dict.fromkeys(matmuls, DYNAMIC)),
+        "weight-only int8": candidate(dict.fromkeys(matmuls, WEIGHT_ONLY)),
+        "static int8": candidate(
+            dict.fromkeys(matmuls, Choice.of("int8", calibration="mse", rounding="gptq"))
+        ),
+        "SmoothQuant + dynamic": candidate(dict.fromkeys(matmuls, DYNAMIC), Rewrites(smooth_alpha=0.6)),
+    }
+    for k in (4, 8):
+        kept = dict.fromkeys(ranked[:k], WEIGHT_ONLY)
+        rows[f"{k} weight-only, rest dynamic"] = candidate({**dict.fromkeys(matmuls, DYNAMIC), **kept})
+    return rows
+
+
+def _most_sensitive(app: SharingApp, matmuls: list[str]) -> list[str]:
+    for path in sorted((app.home.cache / "guides").glob("*.json")):
+        guide = Guide.from_json(json.loads(path.read_text()))
+        names = [slot.name for slot in guide.usual]
+        if set(matmuls) <= set(names):
+            costs = sensitivities(guide)[guide.rewrites[0]]
+            of_dynamic = {
+                slot.name: float(
+                    cost[[at for at, one in enumerate(slot.options) if one.error_kind == "dynamic"]].min()
+                )
+                for slot, cost in zip(guide.usual, costs, strict=True)
+                if slot.name in matmuls
+            }
+            return sorted(matmuls, key=lambda name: -of_dynamic[name])
+    raise SystemExit("no guide of MiniLM: run its searches first")
+
+
+def guided_points(app: SharingApp) -> dict[str, tuple[Candidate, float]]:
+    """Candidates on the front of agreement and speed of each guided search, with their agreement."""
+    found: dict[str, tuple[Candidate, float]] = {}
+    for run in (run for run in RUNS if run.model == MODEL and run.strategy == "guided"):
+        trials = [trial for trial in app.trials(run.name) if trial.measurement is not None]
+        costs = np.array(
+            [[t.measurement.accuracy.drop, t.measurement.latency.latency_ms] for t in trials if t.measurement]
+        )
+        for row in front_rows(costs):
+            trial = trials[row]
+            assert trial.measurement is not None
+            found[trial.digest] = (trial.candidate, trial.measurement.accuracy.value)
+    return found

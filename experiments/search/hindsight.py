@@ -1,0 +1,91 @@
+"""The latency model on candidates that it has not seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from searches import RUNS, SharingApp
+
+from autoq.search.guide import Guide, Stitch
+from autoq.search.latency_model import LatencyModel, Timing
+
+N_SEEN = 20
+_Z = 1.96
+
+
+def latency_model(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
+    """Fit to the probes and anchors, 20 in all, and foretell every other candidate that some run timed."""
+    guide = _guide(app, model)
+    probes = [
+        Timing(stitch, probe.ratio, probe.error)
+        for probe in guide.latency_probes
+        if (stitch := guide.stitch(probe.candidate)) is not None
+    ]
+    anchors, others = _timed(app, guide, model)
+    seen = [*probes, *anchors.values()][:N_SEEN]
+    known = {timing.stitch for timing in seen}
+    unseen = [timing for stitch, timing in others.items() if stitch not in known]
+    foretold, sd = LatencyModel(guide, seen).predict([timing.stitch for timing in unseen])
+    measured = np.array([timing.ratio for timing in unseen])
+    error = np.abs(foretold / measured - 1)
+    ranks = float(spearmanr(foretold, measured).statistic)
+    covered = float((np.abs(foretold - measured) <= 2 * sd).mean())
+    noise = float(np.median([timing.error for timing in unseen]) * _Z)
+    print(
+        f"  {model}: {len(seen)} seen, {len(unseen)} foretold, median error {np.median(error):.2%}, "
+        f"rank correlation {ranks:.3f}",
+        flush=True,
+    )
+    return {
+        "seen": len(seen),
+        "unseen": len(unseen),
+        "median_error": float(np.median(error)),
+        "rank_correlation": ranks,
+        "within_two_sd": covered,
+        "median_half_width_of_measurements": noise,
+        "foretold": foretold.tolist(),
+        "measured": measured.tolist(),
+        "bars": [
+            {
+                "what": f"{model}: median absolute error, %",
+                "figure": 100 * float(np.median(error)),
+                "bar": "<= 5",
+                "met": bool(np.median(error) <= 0.05),
+            },
+            {"what": f"{model}: rank correlation", "figure": ranks, "bar": ">= 0.95", "met": ranks >= 0.95},
+        ],
+    }
+
+
+def _guide(app: SharingApp, model: str) -> Guide:
+    """The guide of the model's first guided search: the one whose anchors are the search's."""
+    wanted = {trial.digest for trial in app.trials(f"{model}-guided-0") if trial.origin.startswith("anchor ")}
+    for path in sorted((app.home.cache / "guides").glob("*.json")):
+        guide = Guide.from_json(json.loads(path.read_text()))
+        names = {slot.name for slot in guide.usual if slot.is_layer}
+        trial = app.trials(f"{model}-guided-0")[0]
+        if names == set(trial.candidate.by_layer) and wanted:
+            return guide
+    raise SystemExit(f"no guide of {model}: run its searches first")
+
+
+def _timed(app: SharingApp, guide: Guide, model: str) -> tuple[dict[Stitch, Timing], dict[Stitch, Timing]]:
+    anchors: dict[Stitch, Timing] = {}
+    others: dict[Stitch, Timing] = {}
+    for run in (run for run in RUNS if run.model == model):
+        record = app.record(run.name)
+        assert record.baseline is not None
+        for trial in app.trials(run.name):
+            stitch = guide.stitch(trial.candidate)
+            if trial.measurement is None or stitch is None:
+                continue
+            low, high = trial.measurement.latency.speedup_ci
+            timing = Timing(
+                stitch, 1 / trial.measurement.latency.speedup, float(np.log(high / low)) / (2 * _Z)
+            )
+            (anchors if trial.origin.startswith("anchor ") else others).setdefault(stitch, timing)
+    return anchors, others

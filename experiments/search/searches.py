@@ -1,0 +1,119 @@
+"""The searches that are compared: strategies by seeds, over one home, each candidate measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoq.app import App
+from autoq.calibrating import Source
+from autoq.core.choices import Candidate, Rewrites
+from autoq.core.errors import StoreError
+from autoq.core.measurements import Measurement
+from autoq.execution.runner import ChildTrialRunner
+from autoq.execution.worker import ChildProcess
+from autoq.exporting import Silent
+from autoq.preparation import Preparation
+from autoq.search.outcome import Outcome
+from autoq.search.records import TrialRecord, TrialState
+from autoq.spec.loading import load_spec
+
+TIMING_S = 1.0  # of each trial; who is how good is decided on timings made afresh at the end
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search of the comparison."""
+
+    model: str
+    strategy: str
+    seed: int
+    trials: int  # anchors included
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.strategy}-{self.seed}"
+
+
+RUNS = [
+    *(Run("mobilenetv2", "guided", seed, 25) for seed in range(3)),
+    *(Run("mobilenetv2", name, seed, 100) for name in ("tpe", "nsga2", "gp", "random") for seed in range(3)),
+    *(Run("resnet18", "guided", seed, 25) for seed in range(3)),
+    *(Run("resnet18", "tpe", seed, 60) for seed in range(2)),
+    Run("resnet18", "random", 0, 60),
+    *(Run("minilm", "guided", seed, 25) for seed in range(3)),
+    *(Run("minilm", "tpe", seed, 60) for seed in range(2)),
+    Run("minilm", "random", 0, 60),
+]
+
+
+class SharingApp(App):
+    """An app whose searches of one model share what they measured, by the candidate's digest."""
+
+    def open_runner(
+        self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
+    ) -> ChildTrialRunner:
+        runner = super().open_runner(ready, sources, child)
+        known = measured_before(self, ready.content_digest)
+        measure = runner.run_trial
+
+        def run_trial(candidate: Candidate) -> Measurement:
+            found = known.get(candidate.digest)
+            return measure(candidate) if found is None else found
+
+        runner.run_trial = run_trial  # type: ignore[method-assign]
+        return runner
+
+    def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
+        """Leave plots and recipes out: nobody looks at them here."""
+        return {}
+
+
+def measured_before(app: App, model_digest: str) -> dict[str, Measurement]:
+    """Whole measurements, not estimates, of every search of the same model, data and metric."""
+    return {
+        trial.digest: trial.measurement
+        for record in app.searches()
+        if record.model_digest == model_digest
+        for trial in app.trials(record.name)
+        if trial.measurement is not None and not trial.measurement.accuracy.is_estimate
+    }
+
+
+class Printing(Silent):
+    """A line a trial."""
+
+    def on_phase(self, name: str, detail: str) -> None:
+        print(f"  {name}: {detail}", flush=True)
+
+    def on_trial_end(self, trial: TrialRecord, progress: Any) -> None:
+        if trial.measurement is None or trial.state is TrialState.REPEATED:
+            return
+        one = trial.measurement
+        print(
+            f"  {trial.number:3d} {trial.origin[:30]:30s} drop {one.accuracy.drop:+.4f} "
+            f"{one.latency.speedup:.2f}x {one.size.bundle_bytes:,} bytes"
+            f"{' (estimate)' if one.accuracy.is_estimate else ''}",
+            flush=True,
+        )
+
+
+def run_search(app: App, bench: Path, run: Run) -> Outcome:
+    """Run a search, or go on with it; a finished one is only read."""
+    overrides: dict[str, Any] = {
+        "name": run.name,
+        "search.strategy": run.strategy,
+        "search.seed": run.seed,
+        "search.trials": run.trials,
+        "timing.search_s": TIMING_S,
+        "timing.final_s": TIMING_S,
+        "data.test": None,  # the comparison is of fronts; nothing is shipped
+    }
+    spec = load_spec(bench / f"{run.model}.yaml", overrides)
+    print(run.name, flush=True)
+    try:
+        return app.search(spec, Printing(), resume=True)
+    except StoreError as error:
+        raise SystemExit(f"{run.name}: {error}; delete the search to run it again") from error

@@ -1,0 +1,101 @@
+"""The timing protocol: intervals of a model against itself, and whether two searches rank alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+from searches import SharingApp
+
+from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.core.choices import Candidate
+from autoq.evaluation.clock import machine_clock
+from autoq.evaluation.timing import Effort, TimingSettings, control_of, measure_latency
+from autoq.exporting import Silent
+from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.spec.loading import load_spec
+
+N_INTERVALS, N_RANKED, APART = 100, 10, 0.03
+EFFORT = TimingSettings().search
+
+
+def timing(app: SharingApp, bench: Path) -> dict[str, Any]:
+    """A/A intervals as a search reports them, and two rankings of ten candidates, all on MobileNetV2."""
+    ready = prepare(load_spec(bench / "mobilenetv2.yaml"), app.home, Silent())
+    sources = prepare_sources(ready, app.home, Silent())
+    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    stitchers = open_stitchers(app.home, keys, ready.target)
+    feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
+
+    def opened(candidate: Candidate | None = None) -> Any:
+        artifact = ready.model.artifact if candidate is None else stitchers.assemble(candidate).artifact
+        return ready.target.open(artifact)
+
+    def ratio(candidate: Candidate | None, seed: int, effort: Effort = EFFORT) -> Any:
+        first, second = opened(candidate), opened()
+        try:
+            return measure_latency(first, second, feeds, effort, seed=seed)
+        finally:
+            first.close()
+            second.close()
+
+    with machine_clock():
+        control = control_of([ratio(None, seed) for seed in range(5)], seed=0)
+        intervals = [ratio(None, 100 + seed).log_ratio for seed in range(N_INTERVALS)]
+        reported = [one.widened(control.noise_floor).exp() for one in intervals]
+        chosen = _ten_apart(app, ratio)
+        rankings = [[ratio(one, seed).log_ratio.value for one in chosen] for seed in (1000, 2000)]
+    inside = sum(one.low <= 1.0 <= one.high for one in reported)
+    inside_plain = sum(one.low <= 0.0 <= one.high for one in intervals)
+    width = float(np.median([one.high - one.low for one in reported]))
+    width_plain = float(np.median([one.exp().high - one.exp().low for one in intervals]))
+    tau = float(kendalltau(*rankings).statistic)
+    print(
+        f"  {inside} of {N_INTERVALS} intervals hold 1.00, median width {width:.2%} "
+        f"({inside_plain} and {width_plain:.2%} without the noise floor of {control.noise_floor:.2%}); "
+        f"tau {tau:.3f}",
+        flush=True,
+    )
+    return {
+        "noise_floor": control.noise_floor,
+        "intervals_with_one": inside,
+        "median_width": width,
+        "intervals_with_one_without_floor": inside_plain,
+        "median_width_without_floor": width_plain,
+        "ratios": [float(np.exp(one.value)) for one in intervals],
+        "rankings": [np.exp(one).tolist() for one in rankings],
+        "bars": [
+            {
+                "what": f"A/A intervals of {N_INTERVALS} with 1.00",
+                "figure": inside,
+                "bar": ">= 90",
+                "met": inside >= 90,
+            },
+            {"what": "their median width, %", "figure": 100 * width, "bar": "<= 2", "met": width <= 0.02},
+            {"what": "Kendall's tau of two rankings", "figure": tau, "bar": ">= 0.9", "met": tau >= 0.9},
+        ],
+    }
+
+
+def _ten_apart(app: SharingApp, ratio: Any) -> list[Candidate]:
+    """Candidates of the searches, timed once to be chosen at least 3 % apart."""
+    pool = {
+        trial.digest: trial
+        for record in app.searches()
+        if record.name.startswith("mobilenetv2-")
+        for trial in app.trials(record.name)
+        if trial.measurement is not None
+    }
+    ordered = sorted(pool.values(), key=lambda trial: -trial.measurement.latency.speedup)
+    chosen: list[Candidate] = []
+    last = 0.0
+    for trial in ordered[:: max(1, len(ordered) // 60)]:
+        value = float(np.exp(ratio(trial.candidate, 5000 + len(chosen)).log_ratio.value))
+        if value >= last * (1 + APART):
+            chosen.append(trial.candidate)
+            last = value
+        if len(chosen) == N_RANKED:
+            break
+    return chosen

@@ -78,7 +78,8 @@ class LatencyLaw:
     guide: Guide
     factors: dict[tuple[str, str], float]  # (kernel, tie) -> of what the profile lets expect
     rest: float = 0.1
-    conversions: float = 0.25  # of converting every tensor
+    quantising: float = 0.25  # of every tensor
+    dequantising: float = 0.15
 
     @staticmethod
     def drawn(guide: Guide, rng: np.random.Generator, *, spread: float = 0.25, **law: float) -> LatencyLaw:
@@ -101,5 +102,6 @@ class LatencyLaw:
         whole = sum(border.elements for border in self.guide.borders)
         for border in self.guide.borders:
             if integer[border.writer] != integer[border.reader]:
-                total += self.conversions * border.elements / whole
+                price = self.dequantising if integer[border.writer] else self.quantising
+                total += price * border.elements / whole
         return total

@@ -32,7 +32,7 @@ class Instance:
             for at, slot in enumerate(slots)
         ]
         self.costs = [np.array([0.0, *np.sort(rng.exponential(1.0, 4))]) for _ in slots]
-        self.prices = Prices(0.1, tuple(latency), border * rng.uniform(0.2, 1.0, len(borders)))
+        self.prices = Prices(0.1, tuple(latency), border * rng.uniform(0.2, 1.0, (len(borders), 2)))
         self.allocator = Allocator(self.guide, AS_IT_IS, self.costs, self.prices, bundle=True)
         combined = itertools.product(*(range(len(slot.options)) for slot in slots))
         self.all = [Stitch(AS_IT_IS, options) for options in combined]
@@ -50,7 +50,8 @@ class Instance:
         chosen = zip(self.guide.usual, stitch.options, strict=True)
         integer = {slot.name: slot.options[at].kernel == "int8/channel" for slot, at in chosen}
         for border, price in zip(self.guide.borders, self.prices.borders, strict=True):
-            total += float(price) * (integer[border.writer] != integer[border.reader])
+            if integer[border.writer] != integer[border.reader]:
+                total += float(price[1 if integer[border.writer] else 0])
         return total
 
     @property
@@ -137,8 +138,8 @@ def test_conversions_are_worth_avoiding() -> None:
     guide = chain(4, n_ties=1)
     latency = tuple(np.array([0.2, *([0.15] * 3), *([0.2] * 3)]) for _ in guide.usual)
     costs = [np.array([0.0, *([1.0] * 3), *([9.0] * 3)]) for _ in guide.usual]
-    free = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.zeros(3)), bundle=True)
-    dear = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.full(3, 0.5)), bundle=True)
+    free = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.zeros((3, 2))), bundle=True)
+    dear = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.full((3, 2), 0.5)), bundle=True)
     budget = Budget(latency=0.6 + 1e-6)
     for allocator in (free, dear):
         found = allocator.solve(budget)
@@ -161,7 +162,7 @@ def test_slots_that_count_for_more_are_spared() -> None:
     guide = chain(6, n_ties=1)
     latency = tuple(np.array([0.15, *([0.05] * 6)]) for _ in guide.usual)
     costs = [np.array([0.0, *([1.0] * 6)]) for _ in guide.usual]
-    allocator = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.zeros(5)), bundle=True)
+    allocator = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.zeros((5, 2))), bundle=True)
     for spared in (0, 5):
         found = allocator.solve(Budget(latency=0.4 + 1e-6), {spared: 5.0})
         assert found is not None
@@ -174,7 +175,7 @@ def test_a_hundred_and_fifty_layers_are_solved_in_a_fraction_of_a_second() -> No
     prices = Prices(
         0.1,
         tuple(rng.uniform(0.2, 1.0, 7) / 150 for _ in guide.usual),
-        rng.uniform(0.0, 0.2, 149) / 150,
+        rng.uniform(0.0, 0.2, (149, 2)) / 150,
     )
     costs = [np.array([0.0, *rng.exponential(1.0, 6)]) for _ in guide.usual]
     allocator = Allocator(guide, AS_IT_IS, costs, prices, bundle=True)

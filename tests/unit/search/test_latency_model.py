@@ -50,7 +50,7 @@ def test_twenty_noisy_timings_of_a_deep_model_foretell_the_unseen(seed: int) -> 
 def test_many_exact_timings_recover_the_law_to_a_percent() -> None:
     rng = np.random.default_rng(0)
     guide = chain(8, group=True)
-    law = LatencyLaw.drawn(guide, rng, conversions=0.4)
+    law = LatencyLaw.drawn(guide, rng, quantising=0.4)
     model = LatencyModel(guide, measured(law, draw_stitches(guide, 150, rng)))
     assert np.median(relative_errors(model, law, draw_stitches(guide, 100, rng))) <= 0.01
 
@@ -61,12 +61,23 @@ def test_what_conversions_cost_is_told_from_what_kernels_cost() -> None:
     alternating = Stitch(AS_IT_IS, (FLOAT, INT8) * 4)
     halves = Stitch(AS_IT_IS, (FLOAT,) * 4 + (INT8,) * 4)
     for conversions in (0.0, 0.5):
-        law = LatencyLaw.drawn(guide, np.random.default_rng(1), conversions=conversions)
+        rng = np.random.default_rng(1)
+        law = LatencyLaw.drawn(guide, rng, quantising=conversions, dequantising=conversions)
         stitches = plan_timings(guide, [], seed=0, n_probes=20)
         assert not {alternating, halves} & set(stitches)
         mean, _ = LatencyModel(guide, measured(law, stitches)).predict([alternating, halves])
         difference = float(np.diff(law([halves, alternating]))[0])
         assert mean[0] - mean[1] == pytest.approx(difference, abs=0.03)
+
+
+def test_quantising_and_dequantising_have_prices_of_their_own() -> None:
+    """A border costs one or the other: which, only its direction says."""
+    rng = np.random.default_rng(0)
+    guide = chain(8, n_ties=1)
+    law = LatencyLaw.drawn(guide, rng, quantising=0.4, dequantising=0.05)
+    prices = LatencyModel(guide, measured(law, draw_stitches(guide, 60, rng))).prices[AS_IT_IS].borders
+    assert prices.shape == (len(guide.borders), 2)
+    assert prices.sum(axis=0) == pytest.approx([0.4, 0.05], abs=0.03)
 
 
 def test_slots_of_one_tie_teach_about_each_other_and_more_than_about_others() -> None:
@@ -100,7 +111,8 @@ def test_doubt_covers_the_truth() -> None:
     guide = chain(12, n_ties=3)
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        law = LatencyLaw.drawn(guide, rng, spread=0.2, conversions=float(rng.uniform(0.0, 0.2)))
+        ways = rng.uniform(0.0, 0.3, 2)
+        law = LatencyLaw.drawn(guide, rng, spread=0.2, quantising=ways[0], dequantising=ways[1])
         stitches = plan_timings(guide, [], seed=seed, n_probes=8)
         unseen = draw_stitches(guide, 40, rng)
         mean, sd = LatencyModel(guide, measured(law, stitches, noise=0.01, seed=seed)).predict(unseen)

@@ -13,7 +13,7 @@ from tiny_case import NAME, ledger_of, run_autoq, write_case, write_spec
 from autoq.search.guide import Guide
 from autoq.search.records import TrialRecord, TrialState
 
-N_TRIALS = 12
+N_TRIALS = 9
 # Few enough kernels for a short guide, and an int8 that every CPU runs without saturating.
 SPACE = {
     "version": 1,

@@ -241,6 +241,15 @@ def test_a_tiny_space_is_tried_until_nothing_is_left_and_called_exhausted(make_b
     assert bench.trials[-1].reasons["kind"] == "repeat"
 
 
+def test_a_space_of_one_candidate_is_exhausted_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench("guided", n_layers=1, n_trials=1_000)
+    guide = bench.plan.guide
+    only = tuple(replace(slot, options=slot.options[:1]) for slot in guide.usual)
+    single = replace(guide, slots={AS_IT_IS: only}, error_probes=(), latency_probes=())
+    assert bench.run(guide=single, anchors=()).reason is StopReason.EXHAUSTED
+    assert len(bench.runner.measured) == 1
+
+
 def test_several_float_models_are_all_tried(make_bench: MakeBench) -> None:
     bench = make_bench("guided", n_layers=2, n_trials=16)
     rewrites = (AS_IT_IS, Rewrites(equalize=True))

@@ -19,8 +19,16 @@ import numpy as np
 from autoq.calibrating import Source, build_candidate, foreseeable, rewrites_of
 from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
-from autoq.core.errors import AutoqError, ModelError, StoreError, UnknownNameError, UserError
+from autoq.core.errors import (
+    AutoqError,
+    ModelError,
+    StoreError,
+    UnfaithfulModel,
+    UnknownNameError,
+    UserError,
+)
 from autoq.core.measurements import Baseline
+from autoq.evaluation.clock import machine_clock
 from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
@@ -51,6 +59,8 @@ if TYPE_CHECKING:
 
     from autoq.reporting.comparison import Comparison
     from autoq.reporting.pictures import Content
+    from autoq.tracking.mlflow_tracking import MlflowTracker
+    from autoq.tracking.onnx_model import DeployedModel
     from autoq.tracking.resilient import ResilientTracker
 
 _log = logging.getLogger("autoq")
@@ -197,10 +207,12 @@ class App:
             # MLflow's import, and its first database, take seconds: beside a first search's calibration
             # they cost nothing, but they would be all that a second search waits for.
             is_prepared = ready.baseline is not None
-            with nullcontext() if is_prepared else _meanwhile(tracker.prepare):
+            warming = nullcontext(_do_nothing) if is_prepared else _meanwhile(tracker.prepare)
+            with warming as wait_for_mlflow:
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
                 runner = stack.enter_context(self.open_runner(ready, sources, child))
+                wait_for_mlflow()  # a clock is about to run
                 record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             guide = None
             if spec.search.strategy == GUIDED:
@@ -210,7 +222,8 @@ class App:
             plan = _plan(ready, guide)
             tracking = _TrackingHook(tracker, record, spec)
             if not is_prepared:
-                tracking.open()
+                with runner.turn():  # writing to MLflow must not disturb another search's timing
+                    tracking.open()
             hooks = (_StudyHook(self.home, record, plan), tracking)
 
             def build_ahead(candidate: Candidate) -> None:
@@ -275,16 +288,32 @@ class App:
         """Draw the plot, write the recipe of the best point, and bring MLflow up to date."""
         name = outcome.record.name
         artifacts = self.write_artifacts(outcome)
-        tracker.finish_search(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+        trials, model = self.ledger.load_trials(name), self._best_model(outcome)
+        with machine_clock():  # writing to MLflow must not disturb another search's timing
+            tracker.finish_search(outcome.record, trials, outcome, artifacts, model)
         _log.info("search %s: %s", name, stop.message)
         listener.on_phase("done", stop.message)
 
+    def _best_model(self, outcome: Outcome) -> DeployedModel | None:
+        from autoq.exporting import deployed_model
+
+        if outcome.best is None:
+            return None
+        try:
+            return deployed_model(self.home, outcome, outcome.best, None)
+        except UnfaithfulModel as error:  # another version of autoq took the search up: it still has its end
+            _log.warning("MLflow does not get the best model: %s", error)
+            return None
+
     def _tracker(self, listener: SearchListener) -> ResilientTracker:
-        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
         from autoq.tracking.resilient import ResilientTracker
 
-        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
-        return ResilientTracker(MlflowTracker(uri, artifact_root), listener.on_note)
+        return ResilientTracker(self._plain_tracker(), listener.on_note)
+
+    def _plain_tracker(self) -> MlflowTracker:
+        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
+
+        return MlflowTracker(*locate_tracking(self.home.root, self.home.tracking_uri))
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -384,19 +413,46 @@ class App:
 
     # --- taking away -----------------------------------------------------------------------------
 
-    def export(self, name: str, select: str, out: Path, listener: SearchListener) -> Point:
+    def export(
+        self,
+        name: str,
+        select: str,
+        out: Path,
+        listener: SearchListener,
+        *,
+        bundle_format: str | None = None,
+    ) -> Point:
         """Write a point of a search as a folder that deploys without autoq, and check what was written.
 
+        `bundle_format` asks for a storage bundle beside the model: native, hdf5 or safetensors.
+
         Raises:
-            UserError: No such point, or `out` is taken.
+            UserError: No such point or format, or `out` is taken.
             UnfaithfulModel: What was written does not compute what was measured.
         """
-        from autoq.exporting import export_point
+        from autoq.export.bundle import BundleFormat
+        from autoq.exporting import Destination, export_point
+
+        bundle = None if bundle_format is None else BundleFormat.named(bundle_format)
 
         outcome = self.outcome(name)
         point = outcome.select(select)
-        export_point(self.home, outcome, point, out, listener)
+        export_point(self.home, outcome, point, Destination(out, bundle), listener)
         return point
+
+    def register(self, name: str, select: str, model_name: str, listener: SearchListener) -> int:
+        """Register a point's model in MLflow's registry; return its version.
+
+        Raises:
+            UserError: No such point, or MLflow takes no such name.
+            UnfaithfulModel: The rebuilt model is not the measured one.
+            InfrastructureError: The tracking server cannot be reached.
+        """
+        from autoq.exporting import deployed_model
+
+        outcome = self.outcome(name)
+        model = deployed_model(self.home, outcome, outcome.select(select), listener)
+        return self._plain_tracker().register(outcome.record, model, model_name)
 
     def sync(self, name: str) -> int:
         """Replay a search into MLflow; return the number of trials that were missing there.
@@ -404,13 +460,11 @@ class App:
         Raises:
             InfrastructureError: The tracking server cannot be reached.
         """
-        from autoq.tracking.mlflow_tracking import MlflowTracker, locate_tracking
-
         outcome = self.outcome(name)
-        uri, artifact_root = locate_tracking(self.home.root, self.home.tracking_uri)
-        tracker = MlflowTracker(uri, artifact_root)
-        artifacts = self.write_artifacts(outcome)
-        return tracker.sync(outcome.record, self.ledger.load_trials(name), outcome, artifacts)
+        artifacts, model = self.write_artifacts(outcome), self._best_model(outcome)
+        return self._plain_tracker().sync(
+            outcome.record, self.ledger.load_trials(name), outcome, artifacts, model
+        )
 
     def doctor(self) -> Doctor:
         """Describe runtimes and CPU, and measure the noise floor."""
@@ -446,7 +500,6 @@ class App:
 
 def examine_machine() -> Doctor:
     """Describe runtimes and CPU, and measure the noise floor on a small reference model."""
-    from autoq.evaluation.clock import machine_clock
     from autoq.evaluation.timing import TimingSettings, measure_control
     from autoq.graph.reference_model import INPUT, SHAPE, reference_model
     from autoq.targets.cpu import this_cpu
@@ -476,14 +529,21 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread beside the block; it has ended when the block has, however that ends."""
+def _meanwhile(work: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Do something in a thread beside the block; it has ended when the block has, however that ends.
+
+    Yields what waits for it.
+    """
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield
+        yield thread.join
     finally:
         thread.join()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _keep_layer_facts(

@@ -6,15 +6,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autoq.calibrating import Calibrator, Source, build_stitcher, derive, key_of
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics, load_statistics
-from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
-from autoq.evaluation.ports import Target
+from autoq.export.bundle import BundleFormat
 from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_export
 from autoq.export.recipe import (
     RECIPE_FILE,
@@ -35,38 +35,77 @@ from autoq.search.records import TrialRecord
 from autoq.spec.loading import spec_from_json
 from autoq.spec.schema import SearchSpec, TorchModelSpec
 from autoq.targets.registry import create_target
+from autoq.tracking.onnx_model import DeployedModel
+from autoq.verifying import Deployed, verify
 
 
-def export_point(home: Home, outcome: Outcome, point: Point, out: Path, listener: SearchListener) -> None:
+@dataclass(frozen=True)
+class Destination:
+    """Where an export goes, and whether a storage bundle goes with it."""
+
+    out: Path
+    bundle: BundleFormat | None = None
+
+
+def export_point(
+    home: Home, outcome: Outcome, point: Point, destination: Destination, listener: SearchListener
+) -> None:
     """Write the export folder of a point and check that it computes what was measured.
 
     Raises:
-        UserError: `out` is taken, or model or data are no longer what was searched.
+        UserError: The folder is taken, or model or data are no longer what was searched.
         UnfaithfulModel: The written model is not the measured one.
     """
-    out = out.resolve()
+    out = destination.out.resolve()
     check_free(out)
     built = rebuild(home, outcome, point, listener)
     _check_recipe(built)
-    if built.artifact.digest != point.measurement.model_digest:
-        raise UnfaithfulModel(
-            "the rebuilt model is not the one that was measured",
-            hint="has autoq, onnx-ir or the cache changed since the search?",
-        )
+    _check_measured(built, point)
     spec = spec_from_json(outcome.record.spec)
     transforms = {name: Affine(one.scale, one.offset) for name, one in spec.data.transform.items()}
     exported = built.model.artifact if isinstance(spec.model, TorchModelSpec) else None
     content = ExportContent(
-        outcome, point, built.model.summary, built.artifact, built.recipe, transforms, exported
+        outcome,
+        point,
+        built.model.summary,
+        built.artifact,
+        built.recipe,
+        transforms,
+        float_model=exported,
+        bundle=destination.bundle,
     )
     listener.on_phase("export", "writing and reloading the model")
-    write_export(content, out, check=lambda folder: check_written(folder / MODEL_FILE, built))
+
+    def check(folder: Path) -> dict[str, Any]:
+        found = verify(folder / MODEL_FILE, built, outcome, point, home=home, listener=listener)
+        for warning in found.warnings:
+            listener.on_note(f"warning: {warning}")
+        return found.to_json()
+
+    write_export(content, out, check=check)
 
 
 def write_recipe(home: Home, outcome: Outcome, point: Point, folder: Path) -> dict[str, Path]:
     """Write the recipe of a point into an existing folder; return the files by name."""
     save_recipe(rebuild(home, outcome, point, None).recipe, folder)
     return {name: folder / name for name in (RECIPE_FILE, TENSORS_FILE)}
+
+
+def deployed_model(
+    home: Home, outcome: Outcome, point: Point, listener: SearchListener | None
+) -> DeployedModel:
+    """Build the model of a point for MLflow.
+
+    Raises:
+        UserError: Model or data are no longer what was searched.
+        UnfaithfulModel: The rebuilt model is not the measured one.
+    """
+    built = rebuild(home, outcome, point, listener)
+    _check_measured(built, point)
+    summary, threads = built.model.summary, int(outcome.record.environment.get("threads", 1))
+    return DeployedModel(
+        outcome.record.name, point.trial.number, built.artifact, summary.inputs, summary.outputs, threads
+    )
 
 
 def apply_recipe_file(recipe: Path, model: Path, out: Path) -> int:
@@ -91,13 +130,10 @@ def apply_recipe_file(recipe: Path, model: Path, out: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class Rebuilt(Deployed):
     """The model of a point, built again."""
 
-    model: FloatModel
-    artifact: ModelArtifact
     recipe: Recipe
-    target: Target
 
 
 def rebuild(home: Home, outcome: Outcome, point: Point, listener: SearchListener | None) -> Rebuilt:
@@ -109,7 +145,7 @@ def rebuild(home: Home, outcome: Outcome, point: Point, listener: SearchListener
     stitcher = build_stitcher(home, (source.model, statistics, source.statistics_key), target)
     artifact = stitcher.assemble(candidate).artifact
     ingredients = Ingredients(stitcher.plan(candidate), stitcher.variants(candidate), source.vectors)
-    return Rebuilt(model, artifact, build_recipe(model, ingredients, artifact), target)
+    return Rebuilt(model, artifact, target, build_recipe(model, ingredients, artifact))
 
 
 def _source(
@@ -160,17 +196,12 @@ def _check_recipe(built: Rebuilt) -> None:
         raise UnfaithfulModel("the recipe does not rebuild the model byte for byte")
 
 
-def check_written(path: Path, built: Rebuilt) -> None:
-    """Reload a written model: it must be the measured one, byte for byte, and the runtime must take it.
-
-    Raises:
-        UnfaithfulModel: The file is something else.
-        RuntimeRejectedModel: The runtime refuses it.
-    """
-    written = built.artifact.at(path)
-    if written.digest != built.artifact.digest:
-        raise UnfaithfulModel(f"{path.name} was not written as it was built", hint="is the disk sound?")
-    built.target.open(written).close()
+def _check_measured(built: Rebuilt, point: Point) -> None:
+    if built.artifact.digest != point.measurement.model_digest:
+        raise UnfaithfulModel(
+            "the rebuilt model is not the one that was measured",
+            hint="has autoq, onnx-ir or the cache changed since the search?",
+        )
 
 
 class Silent:

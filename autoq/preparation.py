@@ -72,10 +72,14 @@ class Preparation:
     @property
     def content_digest(self) -> str:
         """Hash of model, data and metric: what a stored search is only comparable under."""
-        splits = (self.data.calibration, self.data.search, self.data.test)
-        metric = self.spec.metric
-        source = "" if isinstance(metric, str) else _source_digest(metric.python)
-        return digest_all([self.model.summary.digest, *(split.digest for split in splits if split), source])
+        return content_digest(self.spec, self.model, self.data)
+
+
+def content_digest(spec: SearchSpec, model: FloatModel, data: DataSplits) -> str:
+    """Hash model, data and metric."""
+    splits = (data.calibration, data.search, data.test)
+    source = "" if isinstance(spec.metric, str) else _source_digest(spec.metric.python)
+    return digest_all([model.summary.digest, *(split.digest for split in splits if split), source])
 
 
 def _source_digest(reference: str) -> str:
@@ -181,15 +185,24 @@ class WorkbenchFactory:
 
 def workbench_factory(ready: Preparation, sources: Mapping[Rewrites, Source], home: Home) -> WorkbenchFactory:
     """Gather what a trial process needs."""
-    spec, inputs = ready.spec, ready.model.summary.inputs
+    data, settings = evaluation_of(ready.spec, ready.model, ready.data)
+    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    return WorkbenchFactory(home, keys, ready.spec.target, data, settings)
+
+
+def evaluation_of(
+    spec: SearchSpec, model: FloatModel, splits: DataSplits
+) -> tuple[EvaluationData, EvaluationSettings]:
+    """Say what candidates are measured with, and how."""
+    inputs = model.summary.inputs
     feeding = feeding_for(
         inputs, spec.target.batch_size, threads=spec.target.threads, n_cores=this_cpu().n_cores
     )
     shapes = spec.timing.shapes
     data = EvaluationData(
-        search=ready.data.search,
-        test=ready.data.test,
-        timing_feeds=timing_feeds(ready.data.calibration, inputs, feeding, shapes=shapes),
+        search=splits.search,
+        test=splits.test,
+        timing_feeds=timing_feeds(splits.calibration, inputs, feeding, shapes=shapes),
     )
     timing = TimingSettings(
         search_s=spec.timing.search_s, final_s=spec.timing.final_s, fixed_effort=spec.timing.fixed_effort
@@ -197,13 +210,12 @@ def workbench_factory(ready: Preparation, sources: Mapping[Rewrites, Source], ho
     settings = EvaluationSettings(
         metric=load_metric(spec.metric),
         feeding=feeding,
-        output=ready.output,
+        output=model.output(spec.model.output).name,
         timing=timing,
         seed=spec.search.seed,
         racing=racing_settings(spec),
     )
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
-    return WorkbenchFactory(home, keys, spec.target, data, settings)
+    return data, settings
 
 
 def racing_settings(spec: SearchSpec) -> RacingSettings | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from autoq.assembly.borders import Border, find_borders
+from autoq.assembly.bundle_estimate import BundleEstimator
 from autoq.assembly.compress_layers import CompressLayers
 from autoq.assembly.insert_qdq import InsertQdq
 from autoq.assembly.local_errors import LocalError, local_error
@@ -24,9 +25,6 @@ from autoq.graph.values import claim_names
 from autoq.variants.bundle_size import packed_float_bytes
 from autoq.variants.store import VariantStore
 from autoq.variants.variant import Variant, WeightChoice
-
-# What the bundle needs beside tensors: the graph, the index, a digest each.
-_BUNDLE_OVERHEAD = 4096
 
 
 class Stitcher:
@@ -48,6 +46,7 @@ class Stitcher:
         self._weights = layer_weights(model)
         self._sources = layer_sources(self._blocks)
         self._leftover_bytes = _leftover_bytes(model)
+        self._estimate_bundle = BundleEstimator()
         self._stored = {
             str(node.name): str(value.name)
             for node in model.graph.graph
@@ -94,7 +93,7 @@ class Stitcher:
     @property
     def fixed_bundle_bytes(self) -> int:
         """Bytes of the bundle that no choice changes."""
-        return self._leftover_bytes + _BUNDLE_OVERHEAD
+        return self._leftover_bytes
 
     def borders(self) -> list[Border]:
         """Tensors between layers and weightless ops, where integers may have to be converted."""
@@ -117,13 +116,20 @@ class Stitcher:
             if changes_nothing
             else build_model(self._model, self._blocks, plan, variants)
         )
-        packed = sum(self._distinct(candidate, variants).values())
         storage_only = tuple(
             name
             for name, choice in self._choices(candidate).items()
             if not self._is_native(self._layers[name], choice)
         )
-        return AssembledModel(artifact, packed + self.fixed_bundle_bytes, storage_only)
+        return AssembledModel(artifact, self._bundle_bytes(artifact, candidate, variants), storage_only)
+
+    def _bundle_bytes(
+        self, artifact: ModelArtifact, candidate: Candidate, variants: Mapping[str, Variant]
+    ) -> int:
+        """Estimate the bundle; a model of several files gets none, so its tensors are added up."""
+        if artifact.content is not None:
+            return self._estimate_bundle(artifact.content)
+        return sum(self._distinct(candidate, variants).values()) + self._leftover_bytes
 
 
 class Stitchers:

@@ -213,18 +213,48 @@ def delete(
 @app.command()
 def export(
     name: NameArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder to write; it must not exist.",
+            show_default="none; needed without --register",
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(metavar="POINT", help="best, knee, fastest, smallest, or the number of a trial."),
     ] = "best",
+    bundle: Annotated[
+        bool,
+        typer.Option("--bundle", help="Write the model as a storage bundle too, to keep it. Default: no."),
+    ] = False,
+    bundle_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="native: the smallest. hdf5 (compressed; needs h5py), safetensors (not compressed): for "
+            "tools that read those. `autoq unbundle` gives the model back from each. Implies --bundle.",
+            show_default="native",
+        ),
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also make it a version of this model in MLflow's registry.",
+            show_default="do not",
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Write a point of a search as a folder that deploys without autoq, and check what was written."""
-    from autoq.cli.taking import export_point
+    from autoq.cli.taking import take_point
 
+    wanted = bundle_format or ("native" if bundle else None)
     with report_errors():
-        export_point(name, select, out, home)
+        take_point(name, select, home, out=out, register=register, bundle_format=wanted)
 
 
 @app.command()
@@ -240,6 +270,20 @@ def apply(
 
     with report_errors():
         apply_recipe(recipe, model, out)
+
+
+@app.command()
+def unbundle(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="What autoq export --bundle wrote, in any format.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the model, ONNX.")],
+) -> None:
+    """Restore a model, byte for byte, from its storage bundle."""
+    from autoq.cli.taking import restore_bundle
+
+    with report_errors():
+        restore_bundle(bundle, out)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands that write or serve: export, apply, delete, sync, ui."""
+"""Commands that write or serve: export, apply, unbundle, delete, sync, ui."""
 
 from __future__ import annotations
 
@@ -17,13 +17,46 @@ from autoq.cli.streams import results_alone_on_stdout
 from autoq.core.errors import UserError
 
 
-def export_point(name: str, select: str, out: Path, home: Path) -> None:
-    """Export a point of a search and say what was written."""
+def take_point(
+    name: str,
+    select: str,
+    home: Path,
+    *,
+    out: Path | None,
+    register: str | None,
+    bundle_format: str | None = None,
+) -> None:
+    """Export a point, register it in MLflow, or both.
+
+    Raises:
+        UserError: Neither is asked for, or a bundle without a folder to write it to.
+    """
+    if out is None and register is None:
+        raise UserError("nothing to do", hint="give --out a folder to write, or --register a name")
+    if out is None and bundle_format is not None:
+        raise UserError("--bundle needs a folder to write to", hint="give --out a folder")
+    if register is not None:
+        from autoq.tracking.logged_models import check_registered_name
+
+        check_registered_name(register)
+    if out is not None:
+        _export_point(name, select, out, home, bundle_format)
+    if register is not None:
+        _register_point(name, select, register, home)
+
+
+def _export_point(name: str, select: str, out: Path, home: Path, bundle_format: str | None) -> None:
     with results_alone_on_stdout(), open_app(home) as app, followed(Stage()) as listener:
-        point = app.export(name, select, out, listener)
+        point = app.export(name, select, out, listener, bundle_format=bundle_format)
     print(f"trial {point.trial.number} of {name} is in {out}: {wording.figures(point.measurement)}")
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {wording.size(path.stat().st_size)}")
+
+
+def _register_point(name: str, select: str, model_name: str, home: Path) -> None:
+    with results_alone_on_stdout(), open_app(home) as app, followed(Stage()) as listener:
+        version = app.register(name, select, model_name, listener)
+    print(f"registered in MLflow: models:/{model_name}/{version}")
 
 
 def apply_recipe(recipe: Path, model: Path, out: Path) -> None:
@@ -32,6 +65,15 @@ def apply_recipe(recipe: Path, model: Path, out: Path) -> None:
         from autoq.exporting import apply_recipe_file
 
         n_bytes = apply_recipe_file(recipe, model, out)
+    print(f"{out}: {wording.size(n_bytes)}")
+
+
+def restore_bundle(bundle: Path, out: Path) -> None:
+    """Restore the model of a bundle and say what was written."""
+    with results_alone_on_stdout():
+        from autoq.export.bundle import unbundle
+
+        n_bytes = unbundle(bundle, out)
     print(f"{out}: {wording.size(n_bytes)}")
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.data import Affine
+from autoq.core.digests import digest_file
 from autoq.core.errors import UserError
 from autoq.core.layers import ModelSummary
+from autoq.export.bundle import BundleFormat, write_bundle
 from autoq.export.card import write_card
 from autoq.export.recipe import Recipe, save_recipe
 from autoq.search.outcome import Outcome, Point
@@ -22,7 +24,7 @@ MODEL_FILE = "model.onnx"
 FLOAT_FILE = "float.onnx"  # what `autoq apply --model` takes
 _VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
 
-_RUN = '''"""Run {name} with ONNX Runtime: `python run.py inputs.npz` prints the outputs."""
+_RUN = '''"""Run {name} with ONNX Runtime and numpy alone: `python run.py inputs.npz` prints the outputs."""
 
 import sys
 from pathlib import Path
@@ -31,31 +33,25 @@ import numpy as np
 import onnxruntime
 
 TRANSFORMS = {transforms}  # input: (scale, offset); float32 = raw * scale + offset
-THREADS = {threads}
 
 
 def load():
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    model = Path(__file__).parent / "model.onnx"
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = {threads}
+    path = Path(__file__).with_name("model.onnx")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def run(session, raw):
-    feed = {{}}
-    for name, array in raw.items():
-        if name in TRANSFORMS:
-            scale, offset = TRANSFORMS[name]
-            array = array.astype(np.float32) * np.float32(scale) + np.float32(offset)
-        feed[name] = array
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, feed)))
+    feed = dict(raw)
+    for name, (scale, offset) in TRANSFORMS.items():
+        feed[name] = feed[name].astype(np.float32) * np.float32(scale) + np.float32(offset)
+    return {{output.name: value for output, value in zip(session.get_outputs(), session.run(None, feed))}}
 
 
 if __name__ == "__main__":
-    for name, value in run(load(), dict(np.load(sys.argv[1], allow_pickle=False))).items():
-        print(name, value.shape)
-        print(value)
+    for name, value in run(load(), np.load(sys.argv[1])).items():
+        print(name, value.shape, value, sep="\\n")
 '''
 
 
@@ -70,12 +66,14 @@ class ExportContent:
     recipe: Recipe
     transforms: Mapping[str, Affine]
     float_model: ModelArtifact | None = None  # where the user has no ONNX file of it: a torch module
+    bundle: BundleFormat | None = None
 
 
-def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], None]) -> None:
+def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], Mapping[str, Any]]) -> None:
     """Write the folder; it appears whole and checked, or not at all.
 
-    `check` gets the folder before it takes its place; what it raises ends the export.
+    `check` gets the folder before it takes its place: what it raises ends the export, what it returns
+    stands in the manifest.
 
     Raises:
         UserError: `out` exists and is not an empty folder, or cannot be written.
@@ -86,7 +84,7 @@ def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], N
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         _write_files(content, building)
-        check(building)
+        _write_manifest(content, building, check(building))
         if out.exists():
             out.rmdir()
         building.rename(out)
@@ -110,13 +108,20 @@ def _write_files(content: ExportContent, folder: Path) -> None:
     content.artifact.save(folder / MODEL_FILE)
     if content.float_model is not None:
         content.float_model.save(folder / FLOAT_FILE)
+    if content.bundle is not None:
+        write_bundle(content.artifact, folder / content.bundle.file_name, content.bundle)
     save_recipe(content.recipe, folder)
     (folder / "card.md").write_text(write_card(content.outcome, content.point, content.summary))
-    (folder / "manifest.json").write_text(json.dumps(_manifest(content), indent=2) + "\n")
     transforms = {name: (affine.scale, affine.offset) for name, affine in content.transforms.items()}
     name = content.outcome.record.name
     threads = content.outcome.record.environment.get("threads", 1)
     (folder / "run.py").write_text(_RUN.format(name=name, transforms=transforms, threads=threads))
+
+
+def _write_manifest(content: ExportContent, folder: Path, verified: Mapping[str, Any]) -> None:
+    files = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
+    manifest = {**_manifest(content), "verified": dict(verified), "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _manifest(content: ExportContent) -> dict[str, Any]:

@@ -34,6 +34,7 @@ RECIPE_FILE = "recipe.yaml"
 TENSORS_FILE = "recipe.safetensors"
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+_MOST_YAML_BYTES = 1 << 23
 _NOTHING = np.zeros(0, np.float32)
 
 
@@ -153,6 +154,8 @@ def load_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe", hint=f"expected a {RECIPE_FILE} written by autoq export")
     try:
+        if path.stat().st_size > _MOST_YAML_BYTES:
+            raise UserError(f"{path}: not a recipe that autoq wrote: over {_MOST_YAML_BYTES:,} bytes")
         content = yaml.safe_load(path.read_text())
         if content["version"] != RECIPE_VERSION:
             raise UserError(f"{path}: recipe version {content['version']}, expected {RECIPE_VERSION}")
@@ -163,8 +166,9 @@ def load_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable recipe: {reason}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: not a recipe that autoq wrote: {error!r}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(repr(error).split())[:200]
+        raise UserError(f"{path}: not a recipe that autoq wrote: {reason}") from error
 
 
 def _tensors(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from autoq.core.artifacts import ModelArtifact
 from autoq.core.errors import ModelError
 
 
@@ -125,3 +126,10 @@ def _load_external(tensor: ir.ExternalTensor, path: Path, take: _Take) -> ir.Ten
     except (OSError, ValueError) as error:  # not readable, or a file with a second hard link
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: cannot read external data {tensor.location!r}: {reason}") from error
+
+
+def read_proto(artifact: ModelArtifact) -> onnx.ModelProto:
+    """Parse a model that autoq wrote, for other tools; external data stay where they are."""
+    if artifact.content is not None:
+        return onnx.load_model_from_string(artifact.content)
+    return onnx.load_model(artifact.source, load_external_data=False)

@@ -1,4 +1,4 @@
-"""Charts as PNG and SVG files, by matplotlib: plotly would need a browser for them (ADR 5)."""
+"""Charts as PNG and SVG files, by matplotlib: plotly would need a browser for them (ADR 6)."""
 
 from __future__ import annotations
 

@@ -102,8 +102,9 @@ def run_search(record: SearchRecord, plan: Plan, services: Services) -> Stop:
     services.ledger.update_search(record.but(state=SearchState.RUNNING, message=""))
     loop = _Loop(record, plan, services)
     services.listener.on_phase("trials", f"{loop.n_counted} of {plan.n_trials} done")
-    for hook in services.hooks:
-        hook.sync(tuple(loop.trials))
+    with services.runner.turn():  # what hooks write must not disturb another search's timing
+        for hook in services.hooks:
+            hook.sync(tuple(loop.trials))
     is_first = True
     while (stop := loop.stop()) is None:
         loop.run_one()

@@ -20,13 +20,15 @@ from autoq.search.outcome import Outcome
 from autoq.search.records import SearchRecord, SearchState, TrialRecord, TrialState
 from autoq.tracking import run_content
 from autoq.tracking.connection import talking_to
+from autoq.tracking.logged_models import log_model, register_model
+from autoq.tracking.onnx_model import DeployedModel
 from autoq.tracking.sqlite_store import create_sqlite_store, relax_durability, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# MLflow 3 opens an experiment of unknown kind on its GenAI pages; this kind opens on the runs.
+# An experiment of unknown kind opens on MLflow's GenAI pages; the address has a say too, see server.py.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _PARENT_TAG = "mlflow.parentRunId"
@@ -61,16 +63,11 @@ class _Child:
 
 
 @dataclass(frozen=True, slots=True)
-class _Connection:
-    client: MlflowClient
-    experiment_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Parent:
     """The run of a search, with the runs of its trials by number."""
 
     key: tuple[str, float]
+    experiment_id: str
     run_id: str
     children: dict[int, _Child]
 
@@ -85,28 +82,24 @@ class MlflowTracker:
         InfrastructureError: The server or its database failed; trying again may help.
     """
 
-    def __init__(
-        self, tracking_uri: str, artifact_root: Path | None = None, *, experiment: str = "autoq"
-    ) -> None:
+    def __init__(self, tracking_uri: str, artifact_root: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
         self._artifact_root = artifact_root  # None: where the server puts them
-        self._experiment = experiment
-        self._connection: _Connection | None = None
+        self._client: MlflowClient | None = None
         self._parent: _Parent | None = None
 
     def prepare(self) -> None:
-        """Import MLflow, create the database and the experiment: seconds on a fresh home.
+        """Import MLflow, create the database, and wake the server up: seconds on a fresh home.
 
         Optional, and safe to run in a thread beside other work: later calls wait for it.
         """
         with self._talking():
-            self._connect()
+            self._connect().search_experiments(max_results=1)
 
     def start_search(self, record: SearchRecord) -> None:
         """Open the parent run, a new one or that of the search being resumed, and mark it as running."""
         with self._talking():
-            client = self._connect().client
-            run_id = self._parent_of(record).run_id
+            client, run_id = self._connect(), self._parent_of(record).run_id
             client.update_run(run_id, status="RUNNING")
             self._describe_search(run_id, record, None)
 
@@ -115,18 +108,29 @@ class MlflowTracker:
         with self._talking():
             self._add_child(record, trial, feasible)
 
-    def finish_search(self, record: SearchRecord, outcome: Outcome, artifacts: Mapping[str, Path]) -> None:
+    def finish_search(
+        self,
+        record: SearchRecord,
+        outcome: Outcome,
+        artifacts: Mapping[str, Path],
+        model: DeployedModel | None = None,
+    ) -> None:
         """Write what only the end knows: front, final timings, best point, files, how it ended.
 
-        `artifacts` maps a path inside the run's artifacts to a local file.
+        Args:
+            record: The search.
+            outcome: What it found.
+            artifacts: Local files by their path inside the run's artifacts.
+            model: The best point as it would be deployed; a model that is there already is left alone.
         """
         with self._talking():
-            client = self._connect().client
-            parent = self._parent_of(record)
+            client, parent = self._connect(), self._parent_of(record)
             self._update_children(parent, outcome)
             self._describe_search(parent.run_id, record, outcome)
             for name, path in artifacts.items():
                 _upload(client, parent.run_id, name, path)
+            if model is not None:
+                log_model(client, parent.experiment_id, parent.run_id, model)
             if record.state is not SearchState.RUNNING:
                 client.set_terminated(parent.run_id, _STATUS[record.state])
 
@@ -136,14 +140,22 @@ class MlflowTracker:
         trials: Sequence[TrialRecord],
         outcome: Outcome,
         artifacts: Mapping[str, Path],
+        model: DeployedModel | None = None,
     ) -> int:
         """Replay a search: add what is missing, correct what differs. Return the number of trials added."""
         feasible = {point.trial.digest for point in outcome.points if point.feasible}
         with self._talking():
             self._parent = None  # others may have written since
             added = sum(self._add_child(record, trial, trial.digest in feasible) for trial in trials)
-        self.finish_search(record, outcome, artifacts)
+        self.finish_search(record, outcome, artifacts, model)
         return added
+
+    def register(self, record: SearchRecord, model: DeployedModel, name: str) -> int:
+        """Register a point's model under a name; return its version, the old one if it is there already."""
+        with self._talking():
+            client, parent = self._connect(), self._parent_of(record)
+            logged = log_model(client, parent.experiment_id, parent.run_id, model)
+            return register_model(client, logged, name)
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
@@ -152,25 +164,25 @@ class MlflowTracker:
                 yield
         except InfrastructureError:
             # The server may come back without what it had.
-            self._connection = self._parent = None
+            self._client = self._parent = None
             raise
 
-    def _connect(self) -> _Connection:
-        if self._connection is None:
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
             from mlflow import MlflowClient
 
             if (path := sqlite_path(self.tracking_uri)) is not None:
                 create_sqlite_store(path)
                 relax_durability(self.tracking_uri, str(self._artifact_root or path.parent))
-            client = MlflowClient(tracking_uri=self.tracking_uri)
-            self._connection = _Connection(client, self._open_experiment(client))
-        return self._connection
+            self._client = MlflowClient(tracking_uri=self.tracking_uri)
+        return self._client
 
-    def _open_experiment(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(self._experiment)
+    def _experiment_of(self, record: SearchRecord) -> str:
+        client, name = self._connect(), run_content.experiment_name(record)
+        found = client.get_experiment_by_name(name)
         if found is None:
             location = None if self._artifact_root is None else self._artifact_root.resolve().as_uri()
-            return str(client.create_experiment(self._experiment, location, EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, location, EXPERIMENT_TAGS))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -178,31 +190,31 @@ class MlflowTracker:
     def _parent_of(self, record: SearchRecord) -> _Parent:
         key = (record.name, record.created_at)
         if self._parent is None or self._parent.key != key:
-            client, experiment_id = self._connect().client, self._connect().experiment_id
+            client, experiment_id = self._connect(), self._experiment_of(record)
             tags = run_content.search_tags(record)
             identity = {name: tags[name] for name in (run_content.SEARCH_TAG, run_content.CREATED_TAG)}
-            found = next(self._runs(identity), None)
+            found = next(self._runs(experiment_id, identity), None)
             run = found or client.create_run(
                 experiment_id, start_time=_ms(record.created_at), tags=tags, run_name=record.name
             )
-            self._parent = _Parent(key, run.info.run_id, self._children(run.info.run_id))
+            children = self._children(experiment_id, run.info.run_id)
+            self._parent = _Parent(key, experiment_id, run.info.run_id, children)
         return self._parent
 
-    def _children(self, parent_id: str) -> dict[int, _Child]:
+    def _children(self, experiment_id: str, parent_id: str) -> dict[int, _Child]:
         found = {}
-        for run in self._runs({_PARENT_TAG: parent_id}):
+        for run in self._runs(experiment_id, {_PARENT_TAG: parent_id}):
             whole = run.info.status in ("FINISHED", "FAILED")
             child = _Child(run.info.run_id, run.data.tags.get(run_content.DIGEST_TAG, ""), whole)
             found[int(run.data.tags[run_content.TRIAL_TAG])] = child
         return found
 
-    def _runs(self, tags: Mapping[str, str]) -> Iterator[Run]:
+    def _runs(self, experiment_id: str, tags: Mapping[str, str]) -> Iterator[Run]:
         """Yield the runs, not deleted, that carry the tags."""
-        client, experiment_id = self._connect().client, self._connect().experiment_id
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         token: str | None = ""
         while token is not None:
-            page = client.search_runs(
+            page = self._connect().search_runs(
                 [experiment_id], condition, max_results=_RUNS_PER_PAGE, page_token=token or None
             )
             yield from page
@@ -210,15 +222,14 @@ class MlflowTracker:
 
     def _add_child(self, record: SearchRecord, trial: TrialRecord, feasible: bool) -> bool:
         """Write a trial unless it is there; a run that is broken off or of another candidate is replaced."""
-        client, experiment_id = self._connect().client, self._connect().experiment_id
-        parent = self._parent_of(record)
+        client, parent = self._connect(), self._parent_of(record)
         if (known := parent.children.get(trial.number)) is not None:
             if known.whole and known.digest == trial.digest:
                 return False
             client.delete_run(known.run_id)
         tags = run_content.trial_tags(record, trial, feasible=feasible) | {_PARENT_TAG: parent.run_id}
         run_id = client.create_run(
-            experiment_id,
+            parent.experiment_id,
             start_time=_ms(trial.started_at),
             tags=tags,
             run_name=run_content.trial_name(record, trial),
@@ -233,7 +244,7 @@ class MlflowTracker:
     def _log_figures(self, run_id: str, trial: TrialRecord) -> None:
         from mlflow.entities import Metric, Param
 
-        client, at = self._connect().client, _ms(trial.started_at)
+        client, at = self._connect(), _ms(trial.started_at)
         params = [Param(name, value) for name, value in run_content.trial_params(trial.candidate).items()]
         figures = run_content.trial_metrics(trial)
         metrics = [Metric(name, value, at, _SEARCHED) for name, value in figures.items()]
@@ -244,14 +255,15 @@ class MlflowTracker:
     def _update_children(self, parent: _Parent, outcome: Outcome) -> None:
         on_front = {point.trial.number for point in outcome.front}
         points = {point.trial.number: point for point in outcome.points}
-        for run in self._runs({_PARENT_TAG: parent.run_id}):
+        for run in self._runs(parent.experiment_id, {_PARENT_TAG: parent.run_id}):
             number = int(run.data.tags[run_content.TRIAL_TAG])
             if (point := points.get(number)) is not None:
                 tags = run_content.point_tags(point, on_front=number in on_front)
-                self._write_changes(run, run_content.point_metrics(point), tags)
+                metrics = run_content.trial_seconds(point.trial) | run_content.point_metrics(point)
+                self._write_changes(run, metrics, tags)
 
     def _describe_search(self, run_id: str, record: SearchRecord, outcome: Outcome | None) -> None:
-        client = self._connect().client
+        client = self._connect()
         metrics = run_content.search_metrics(record, outcome)
         self._write_changes(client.get_run(run_id), metrics, run_content.search_tags(record))
         client.log_text(run_id, run_content.spec_text(record), "spec.yaml")
@@ -264,7 +276,7 @@ class MlflowTracker:
         new_metrics = [Metric(n, v, now, _FINAL) for n, v in metrics.items() if held.metrics.get(n) != v]
         new_tags = [RunTag(name, value) for name, value in tags.items() if held.tags.get(name) != value]
         if new_metrics or new_tags:
-            self._connect().client.log_batch(run.info.run_id, metrics=new_metrics, tags=new_tags)
+            self._connect().log_batch(run.info.run_id, metrics=new_metrics, tags=new_tags)
 
 
 def _upload(client: MlflowClient, run_id: str, name: str, path: Path) -> None:

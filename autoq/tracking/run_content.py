@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -20,13 +21,27 @@ MAX_KEY_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 
+EXPERIMENT_PREFIX = "autoq/"
+# What runs are found again by has our name in front; what people filter by has not.
 SEARCH_TAG = "autoq.search"
 CREATED_TAG = "autoq.created_at"  # only on parents: it tells a search from an earlier one of its name
 TRIAL_TAG = "autoq.trial"  # only on children
 DIGEST_TAG = "autoq.digest"
-FEASIBLE_TAG = "autoq.feasible"
-FRONT_TAG = "autoq.on_front"
+FEASIBLE_TAG = "feasible"
+FRONT_TAG = "on_front"
 GRAPH_PREFIX = "graph/"  # no layer name has a slash, so an op cannot shadow a layer
+
+
+def experiment_name(record: SearchRecord) -> str:
+    """Name the experiment of a search: one for all searches of a model, whatever they were after."""
+    return f"{EXPERIMENT_PREFIX}{model_name(record.spec)}"
+
+
+def model_name(spec: Mapping[str, Any]) -> str:
+    """Name the model of a spec: its file without the suffix, or the function that makes it."""
+    model = spec["model"]
+    name = PurePath(model["path"]).stem if "path" in model else model["torch"].rpartition(":")[2]
+    return readable_name(name) or "model"
 
 
 def search_tags(record: SearchRecord) -> dict[str, str]:
@@ -36,15 +51,15 @@ def search_tags(record: SearchRecord) -> dict[str, str]:
     tags = {
         SEARCH_TAG: record.name,
         CREATED_TAG: repr(record.created_at),
-        "autoq.state": str(record.state),
-        "autoq.message": record.message,
+        "state": str(record.state),
+        "message": record.message,
         "autoq.spec_digest": record.spec_digest,
         "autoq.model_digest": record.model_digest,
-        "autoq.strategy": str(spec["search"]["strategy"]),
-        "autoq.metric": metric_name(spec),
-        "autoq.objectives": ", ".join(spec["objectives"]),
-        "autoq.constraints": canonical_json(bounds),
-        **{f"autoq.env.{readable_name(key)}": _text(value) for key, value in record.environment.items()},
+        "strategy": str(spec["search"]["strategy"]),
+        "metric": metric_name(spec),
+        "objectives": ", ".join(spec["objectives"]),
+        "constraints": canonical_json(bounds),
+        **_environment_tags(record.environment),
     }
     return _limited(tags, MAX_TAG_LENGTH)
 
@@ -99,9 +114,14 @@ def trial_params(candidate: Candidate) -> dict[str, str]:
 
 def trial_metrics(trial: TrialRecord) -> dict[str, float]:
     """What the trial measured, and where its time went."""
-    seconds = {**(trial.measurement.seconds if trial.measurement else {}), **trial.seconds}
     measured = measurement_metrics(trial.measurement) if trial.measurement else {}
-    return measured | {f"seconds/{readable_name(part)}": value for part, value in seconds.items()}
+    return measured | trial_seconds(trial)
+
+
+def trial_seconds(trial: TrialRecord) -> dict[str, float]:
+    """Where the trial's time went; a live run is written before the last of it is known."""
+    seconds = {**(trial.measurement.seconds if trial.measurement else {}), **trial.seconds}
+    return {f"seconds/{readable_name(part)}": value for part, value in seconds.items()}
 
 
 def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> dict[str, str]:
@@ -113,12 +133,19 @@ def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> d
         DIGEST_TAG: trial.digest,
         FEASIBLE_TAG: _text(feasible),
         FRONT_TAG: _text(False),
-        "autoq.origin": trial.origin,
-        "autoq.state": str(trial.state),
-        "autoq.reason": trial.reason,
-        "autoq.storage_only": ", ".join(storage_only),
+        "origin": trial.origin,
+        "reason": reason_text(trial),
+        "state": str(trial.state),
+        "failure": trial.reason,
+        "storage_only": ", ".join(storage_only),
     }
     return _limited({name: value for name, value in tags.items() if value}, MAX_TAG_LENGTH)
+
+
+def reason_text(trial: TrialRecord) -> str:
+    """Say why a candidate was tried: what the strategy noted, else where it came from."""
+    reasons: Mapping[str, Any] = getattr(trial, "reasons", {})
+    return "; ".join(f"{name}: {_text(why)}" for name, why in reasons.items()) or trial.origin
 
 
 def point_metrics(point: Point) -> dict[str, float]:
@@ -132,7 +159,7 @@ def point_metrics(point: Point) -> dict[str, float]:
 def point_tags(point: Point, *, on_front: bool) -> dict[str, str]:
     """Tags of a child run that the end of the search decides."""
     tags = {FEASIBLE_TAG: _text(point.feasible), FRONT_TAG: _text(on_front)}
-    return tags | ({"autoq.holds": point.test.holds} if point.test is not None else {})
+    return tags | ({"holds": point.test.holds} if point.test is not None else {})
 
 
 def measurement_metrics(measurement: Measurement) -> dict[str, float]:
@@ -180,6 +207,17 @@ def _baseline_metrics(baseline: Baseline) -> dict[str, float]:
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float]:
     return {} if interval is None else {f"{name}_lo": interval[0], f"{name}_hi": interval[1]}
+
+
+def _environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
+    """One tag for each thing known of the machine, one level deep: `env.cpu.model`."""
+    tags = {}
+    for key, value in environment.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, one in parts.items():
+            name = ".".join(["env", readable_name(key), *([readable_name(part)] if part else [])])
+            tags[name] = ", ".join(map(str, one)) if isinstance(one, (list, tuple)) else _text(one)
+    return tags
 
 
 def _formats(candidate: Candidate) -> str:

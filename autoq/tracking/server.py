@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from autoq.core.errors import InfrastructureError, UserError
 from autoq.tracking.connection import talking_to, without_credentials
+from autoq.tracking.run_content import EXPERIMENT_PREFIX
 from autoq.tracking.sqlite_store import create_sqlite_store, sqlite_path
 
 DEFAULT_PORT = 5000
@@ -29,8 +31,11 @@ _SETTINGS = {
     "PYTHONWARNINGS": "ignore",  # deprecations inside MLflow are nothing to a reader of its pages
 }
 
-# MLflow 3 greets a new browser with its GenAI pages; this one opens on experiments and their runs.
-RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
+# MLflow 3 opens its GenAI pages, whatever an experiment's kind, until the browser remembers a choice or
+# an address makes it. Links within its pages drop the choice: so there is an address an experiment.
+_WORKFLOW = "?workflowType=machine_learning"
+RUNS_PAGE = f"/#/experiments{_WORKFLOW}"
+_MOST_LISTED = 20
 
 
 def run_ui(
@@ -63,11 +68,31 @@ def run_ui(
     with _serving(server_command(host, chosen), settings) as server:
         try:
             _wait_until_ready(server, address)
+            pages = experiment_pages(address)
             say(f"MLflow is at {address}{RUNS_PAGE} (Ctrl-C stops it)")
+            for name, page in pages:
+                say(f"  {name}: {page}")
             if server.wait() != 0:
                 raise InfrastructureError(f"the MLflow server ended with code {server.returncode}")
         except KeyboardInterrupt:
             say("stopping the MLflow server")
+
+
+def experiment_pages(address: str) -> list[tuple[str, str]]:
+    """Ask a server for the experiments of searches; return name and address of each, the latest first."""
+    query = {"max_results": _MOST_LISTED, "filter": f"name LIKE '{EXPERIMENT_PREFIX}%'"}
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        json.dumps(query | {"order_by": ["last_update_time DESC"]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10.0) as answer:
+            found = json.load(answer).get("experiments", [])
+    except OSError:
+        return []  # a convenience: the pages themselves say what is wrong
+    pages = f"{address}/#/experiments"
+    return [(one["name"], f"{pages}/{one['experiment_id']}/runs{_WORKFLOW}") for one in found]
 
 
 def server_command(host: str, port: int) -> list[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autoq.core.choices import Choice, Format, Granularity, Grid, Pattern, Pruning, Rounding
 from autoq.core.digests import digest_json
 
-ALGORITHM_VERSION = 3  # part of every key; raise it when the same choice gives other tensors
+ALGORITHM_VERSION = 4  # part of every key; raise it when the same choice gives another variant
 
 
 @dataclass(frozen=True, slots=True)

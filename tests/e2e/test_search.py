@@ -98,8 +98,8 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_trial(
     for number, run in by_number.items():
         assert run.data.params.keys() >= LAYERS
         assert {"accuracy", "latency_ms", "speedup"} <= run.data.metrics.keys()
-        assert run.data.tags["autoq.on_front"] == str(number in on_front).lower()
-        assert run.data.tags["autoq.feasible"] in ("true", "false")
+        assert run.data.tags["on_front"] == str(number in on_front).lower()
+        assert run.data.tags["feasible"] in ("true", "false")
     artifacts = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id)}
     assert {
         "spec.yaml",

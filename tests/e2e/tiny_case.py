@@ -141,11 +141,11 @@ class Running:
 
 
 @contextmanager
-def started(*arguments: object) -> Iterator[Running]:
+def started(*arguments: object, **variables: str) -> Iterator[Running]:
     """Run a command beside the test for the length of the block; one that hangs is killed."""
     with subprocess.Popen(
         command(*arguments),
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

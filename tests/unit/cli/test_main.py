@@ -75,7 +75,7 @@ def test_the_help_of_search_tells_every_flag_with_unit_and_default(
     assert "default: " in mine.lower()
 
 
-COMMANDS = ["search", "front", "show", "list", "delete", "export", "apply", "inspect"]
+COMMANDS = ["search", "front", "show", "list", "delete", "export", "apply", "unbundle", "inspect"]
 COMMANDS += ["ui", "sync", "doctor", "cache"]
 
 
@@ -84,7 +84,7 @@ def test_every_command_is_listed_and_no_other(autoq: Autoq) -> None:
     assert [line.split()[0] for line in listed] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "apply"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("apply", "unbundle")])
 def test_every_command_over_a_home_takes_it_from_flag_or_environment(autoq: Autoq, command: str) -> None:
     text = " ".join(autoq(command, "--help").stdout.split())
     assert "--home DIR" in text

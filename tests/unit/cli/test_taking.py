@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 Autoq = Callable[..., Result]
@@ -52,6 +53,26 @@ def test_apply_of_a_missing_recipe_is_one_line(autoq: Autoq, tmp_path: Path) -> 
     assert result.exit_code == 2
     assert "recipe.yaml" in result.stderr
     assert not out.exists()
+
+
+def test_an_unknown_bundle_format_is_refused_before_anything_is_written(
+    autoq: Autoq, stored: Stored, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = autoq("export", "demo", "--home", stored(), "--out", out, "--bundle-format", "zip")
+    assert result.exit_code == 2
+    assert "known formats: native, hdf5, safetensors" in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(100), b"\x93AUTOQ\r\n", b"AUTOQH5\n"])
+def test_unbundle_of_something_else_is_one_line(autoq: Autoq, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.autoq").write_bytes(content)
+    result = autoq("unbundle", tmp_path / "model.autoq", "--out", tmp_path / "model.onnx")
+    assert result.exit_code == 2
+    assert "model.autoq: not a bundle that autoq wrote" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.autoq"]
 
 
 def test_ui_over_a_tracking_server_points_there(autoq: Autoq, home: Path) -> None:

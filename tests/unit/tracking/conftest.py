@@ -43,6 +43,7 @@ def record() -> SearchRecord:
         spec={
             "version": 1,
             "name": "digits",
+            "model": {"path": "/models/digits-cnn.onnx"},
             "metric": "top1",
             "objectives": ["accuracy", "latency"],
             "constraints": {"max_latency_ms": 5.0, "max_accuracy_drop": 0.02, "max_size_bytes": None},
@@ -52,7 +53,7 @@ def record() -> SearchRecord:
         state=SearchState.RUNNING,
         created_at=1_700_000_000.25,
         model_digest="m0de1",
-        environment={"cpu": "Xeon", "isa": ["avx2", "vnni"], "threads": 1},
+        environment={"cpu": {"model": "Xeon", "instruction_sets": ["avx2", "vnni"]}, "threads": 1},
         baseline=Baseline(0.9, 10.0, (9.9, 10.1), 10.6, 4_000_000, 0.01),
         preparation_s={"statistics": 2.5},
     )

@@ -26,6 +26,8 @@ from autoq.tracking.sqlite_store import sqlite_uri
 
 MakeTrial = Callable[..., TrialRecord]
 
+EXPERIMENT = "autoq/digits-cnn"
+
 
 @pytest.fixture
 def tracker(store: Path, tmp_path: Path) -> MlflowTracker:
@@ -38,7 +40,7 @@ def client(store: Path) -> MlflowClient:
 
 
 def all_runs(client: MlflowClient) -> list[Run]:
-    experiment = client.get_experiment_by_name("autoq")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
 
@@ -71,8 +73,8 @@ def test_a_trial_becomes_a_finished_run_below_its_search(
     assert child.data.params["graph/add1"] == "int8"
     assert child.data.metrics["latency_ms_hi"] == pytest.approx(2.575)
     assert child.data.metrics["speedup"] == pytest.approx(4.0)
-    assert child.data.tags["autoq.feasible"] == "true"
-    assert child.data.tags["autoq.origin"] == "tpe"
+    assert child.data.tags["feasible"] == "true"
+    assert child.data.tags["origin"] == "tpe"
     assert child.data.tags["autoq.digest"] == make_trial(7).digest
 
 
@@ -83,7 +85,7 @@ def test_a_failed_trial_is_a_failed_run_with_its_reason(
     tracker.log_trial(record, failed, feasible=False)
     run = children(client)[0]
     assert run.info.status == "FAILED"
-    assert run.data.tags["autoq.reason"] == "out of memory"
+    assert run.data.tags["failure"] == "out of memory"
     assert "accuracy" not in run.data.metrics
 
 
@@ -138,9 +140,9 @@ def test_the_end_marks_the_front_and_keeps_both_timings(
     tracker.finish_search(ended, build_outcome(ended, goals, trials, [final]), {})
     found = children(client)
     tags = {number: run.data.tags for number, run in found.items()}
-    assert {n: tags[n]["autoq.on_front"] for n in tags} == {0: "true", 1: "true", 2: "false"}
-    assert {n: tags[n]["autoq.feasible"] for n in tags} == {0: "false", 1: "true", 2: "true"}
-    assert tags[0]["autoq.holds"] == "yes"
+    assert {n: tags[n]["on_front"] for n in tags} == {0: "true", 1: "true", 2: "false"}
+    assert {n: tags[n]["feasible"] for n in tags} == {0: "false", 1: "true", 2: "true"}
+    assert tags[0]["holds"] == "yes"
     assert found[0].data.metrics["test_accuracy_drop"] == 0.001
     history = client.get_metric_history(found[0].info.run_id, "latency_ms")
     assert [(metric.step, metric.value) for metric in history] == [(0, 4.9), (1, 5.2)]
@@ -164,7 +166,7 @@ def test_the_parent_ends_with_the_best_point_the_spec_and_the_files(
     tracker.finish_search(ended, build_outcome(ended, goals, trials), files)
     (parent,) = parents(client)
     assert parent.info.status == "KILLED"
-    assert parent.data.tags["autoq.message"] == "stopped by Ctrl-C"
+    assert parent.data.tags["message"] == "stopped by Ctrl-C"
     assert parent.data.metrics["best_trial"] == 1
     assert parent.data.metrics["best_speedup"] == 2.5
     assert parent.data.metrics["baseline_latency_ms"] == 10.0
@@ -189,7 +191,7 @@ def test_a_resumed_search_runs_again_and_its_front_moves(
         tracker.finish_search(ended, build_outcome(ended, goals, trials[:count]), {})
     assert parents(client)[0].info.status == "FINISHED"
     assert parents(client)[0].data.metrics["best_trial"] == 1
-    assert {n: run.data.tags["autoq.on_front"] for n, run in children(client).items()} == {
+    assert {n: run.data.tags["on_front"] for n, run in children(client).items()} == {
         0: "false",
         1: "true",
     }
@@ -204,7 +206,7 @@ def test_sync_adds_what_is_missing_once(
     outcome = build_outcome(record, goals, trials)
     assert tracker.sync(record, trials, outcome, {}) == 2
     assert tracker.sync(record, trials, outcome, {}) == 0
-    tags = {number: run.data.tags["autoq.feasible"] for number, run in children(client).items()}
+    tags = {number: run.data.tags["feasible"] for number, run in children(client).items()}
     assert tags == {0: "true", 1: "false", 2: "false"}
 
 
@@ -223,12 +225,12 @@ def test_the_experiment_opens_on_its_runs_and_comes_back_when_deleted(
     tracker: MlflowTracker, store: Path, client: MlflowClient, record: SearchRecord
 ) -> None:
     tracker.start_search(record)
-    experiment = client.get_experiment_by_name("autoq")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     client.delete_experiment(experiment.experiment_id)
     MlflowTracker(sqlite_uri(store)).start_search(record)
-    again = client.get_experiment_by_name("autoq")
+    again = client.get_experiment_by_name(EXPERIMENT)
     assert again is not None
     assert again.lifecycle_stage == "active"
 

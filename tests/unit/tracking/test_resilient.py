@@ -66,7 +66,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 def shown(tracking_uri: str) -> list[tuple[str, str, dict[str, str], dict[str, float], dict[str, str]]]:
     """Everything a reader sees of the runs, without what differs between two equal searches."""
     client = MlflowClient(tracking_uri=tracking_uri)
-    experiment = client.get_experiment_by_name("autoq")
+    experiment = client.get_experiment_by_name("autoq/digits-cnn")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     own = ("mlflow.parentRunId", "mlflow.user")
@@ -164,6 +164,25 @@ def test_a_server_that_is_away_is_tried_again_ever_more_rarely_and_its_return_is
     assert len(shown(sqlite_uri(store))) == 2
 
 
+def test_a_server_that_makes_trials_wait_is_left_alone_for_a_while(
+    store: Path, record: SearchRecord, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    class SlowClock(Clock):
+        """Two seconds pass between any two looks."""
+
+        def __call__(self) -> float:
+            self.now += 2.0
+            return self.now
+
+    notes: list[str] = []
+    inner = MlflowTracker(sqlite_uri(store), tmp_path / "artifacts")
+    tracker = ResilientTracker(inner, notes.append, clock=SlowClock())
+    for number in range(10):
+        tracker.log_trial(record, make_trial(number), feasible=True)
+    assert notes == ["the tracking server takes 2.0 s a trial; the search does not wait for it"]
+    assert len(shown(sqlite_uri(store))) == 1 + 1  # the search and its first trial; the rest comes at the end
+
+
 def test_the_end_of_a_search_adds_the_trials_missed_in_a_pause(
     store: Path, record: SearchRecord, goals: Goals, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -180,5 +199,5 @@ def test_the_end_of_a_search_adds_the_trials_missed_in_a_pause(
 
 def test_a_bug_is_not_taken_for_a_server_that_is_away(record: SearchRecord, store: Path) -> None:
     tracker = ResilientTracker(MlflowTracker(sqlite_uri(store)), lambda note: None)
-    with pytest.raises(KeyError, match="search"):
+    with pytest.raises(KeyError, match="model"):
         tracker.start_search(record.but(spec={}))

@@ -64,18 +64,40 @@ def test_the_times_of_the_trial_and_of_its_measurement_are_all_there(make_trial:
 def test_a_long_reason_is_cut_to_mlflows_limit(record: SearchRecord, make_trial: MakeTrial) -> None:
     failed = replace(make_trial(0), state=TrialState.FAILED, measurement=None, reason="x" * 20_000)
     tags = run_content.trial_tags(record, failed, feasible=False)
-    assert len(tags["autoq.reason"]) == run_content.MAX_TAG_LENGTH
-    assert tags["autoq.reason"].startswith("xxx")
+    assert len(tags["failure"]) == run_content.MAX_TAG_LENGTH
+    assert tags["failure"].startswith("xxx")
 
 
 def test_the_parent_carries_the_environment_and_only_the_bounds_that_are_set(record: SearchRecord) -> None:
     tags = run_content.search_tags(record)
-    assert tags["autoq.env.isa"] == '["avx2","vnni"]'
-    assert tags["autoq.env.cpu"] == "Xeon"
-    assert tags["autoq.constraints"] == '{"max_accuracy_drop":0.02,"max_latency_ms":5.0}'
+    assert tags["env.cpu.instruction_sets"] == "avx2, vnni"
+    assert tags["env.cpu.model"] == "Xeon"
+    assert tags["env.threads"] == "1"
+    assert tags["constraints"] == '{"max_accuracy_drop":0.02,"max_latency_ms":5.0}'
 
 
 def test_the_spec_reads_back_from_its_yaml(record: SearchRecord) -> None:
     spec = {**record.spec, "bounds": (0, 1), "precision": Precision.INT8}
     read = yaml.safe_load(run_content.spec_text(record.but(spec=spec)))
     assert read == {**record.spec, "bounds": [0, 1], "precision": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"path": "/a/b/resnet 18.v2.onnx"}, "autoq/resnet.18.v2"),
+        ({"torch": "zoo.vision:mobilenet"}, "autoq/mobilenet"),
+        ({"torch": "/home/ada/nets.py:make"}, "autoq/make"),
+    ],
+)
+def test_an_experiment_is_named_after_the_model_alone(
+    record: SearchRecord, model: dict[str, str], name: str
+) -> None:
+    assert run_content.experiment_name(record.but(spec={**record.spec, "model": model})) == name
+
+
+def test_the_reason_of_a_trial_is_what_the_strategy_noted_else_its_origin(make_trial: MakeTrial) -> None:
+    trial = make_trial(0, origin="anchor int8")
+    assert run_content.reason_text(trial) == "anchor int8"
+    object.__setattr__(trial, "reasons", {"budget": 0.8, "seed": "MILP at 2.1 ms"})
+    assert run_content.reason_text(trial) == "budget: 0.8; seed: MILP at 2.1 ms"

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autoq.core.errors import UserError
@@ -41,8 +42,10 @@ print("returned")
     assert ui.stdout is not None
     try:
         assert ui.stdout.readline() == f"MLflow is at http://127.0.0.1:{port}{RUNS_PAGE} (Ctrl-C stops it)\n"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
-            assert b"<title>MLflow</title>" in page.read()
+        page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+        assert ui.stdout.readline() == f"  autoq/digits-cnn: {page}\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            assert b"<title>MLflow</title>" in answer.read()
         os.kill(ui.pid, signal.SIGINT)
         rest, _ = ui.communicate(timeout=20)
     finally:
@@ -50,6 +53,25 @@ print("returned")
         ui.wait()
     assert rest == "stopping the MLflow server\nreturned\n"
     assert choose_port("127.0.0.1", port) == port  # free again
+
+
+def test_postgresql_serves_the_pages_with_one_worker_and_no_consumers(
+    postgres_url: str, record: SearchRecord, tmp_path: Path
+) -> None:
+    MlflowTracker(postgres_url, tmp_path / "artifacts").start_search(record)
+    command = [sys.executable, "-m", "autoq", "ui", "--home", str(tmp_path / "home"), "--port", "0"]
+    settings = {**os.environ, "AUTOQ_MLFLOW_STORAGE": postgres_url}
+    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as ui:
+        assert ui.stderr is not None
+        said = next(line for line in ui.stderr if "autoq/digits-cnn: " in line)
+        (server,) = psutil.Process(ui.pid).children()
+        workers = [
+            child for child in server.children() if "resource_tracker" not in " ".join(child.cmdline())
+        ]
+        os.kill(ui.pid, signal.SIGTERM)
+        ui.communicate(timeout=30)
+    assert "/runs?workflowType=machine_learning" in said
+    assert len(workers) <= 1
 
 
 def test_a_port_that_is_taken_is_refused_by_its_number(taken_port: int, store: Path, tmp_path: Path) -> None:

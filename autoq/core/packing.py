@@ -1,0 +1,113 @@
+"""Pack a tensor's bytes chunk by chunk: the one encoder of the storage bundle and of its estimate.
+
+A record is `transform, number of streams`, for each stream `coder, length, stored length`, and then
+what is stored. Records say how they are read, so a file needs to keep no more than their lengths.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from autoq.core.coders import Bytes, DamagedStream, decode, encode, estimate
+from autoq.core.transforms import Transform, join, split, stream_sizes
+
+# Restored bytes in a record: what reading a bundle takes memory for, some twenty times.
+CHUNK_BYTES = 1 << 18
+_HEAD = struct.Struct("<BB")
+_STREAM = struct.Struct("<BII")
+_SPARSE = frozenset({Transform.SPARSE, Transform.SPARSE_NIBBLES})
+_MANY_ZEROS = 0.3  # of a grid: below this share a bitmap costs more than it saves
+
+
+def chunks(content: Bytes) -> Iterator[Bytes]:
+    """Cut bytes into what is packed at once."""
+    for start in range(0, content.size, CHUNK_BYTES):
+        yield content[start : start + CHUNK_BYTES]
+
+
+def n_chunks(size: int) -> int:
+    """Return how many records `size` bytes take."""
+    return -(-size // CHUNK_BYTES)
+
+
+def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
+    """Pack a chunk by the transform that promises the least, each stream by its smallest coder.
+
+    Args:
+        chunk: At most `CHUNK_BYTES`.
+        transforms: Those that make sense for what the bytes are.
+    """
+    transform, streams = min(_tried(chunk, transforms), key=lambda one: _estimated(one[1]))
+    stored = [encode(stream) for stream in streams]
+    heads = [_STREAM.pack(coder, s.size, len(b)) for s, (coder, b) in zip(streams, stored, strict=True)]
+    return b"".join([_HEAD.pack(transform, len(streams)), *heads, *(content for _, content in stored)])
+
+
+def packed_bytes(content: Bytes, transforms: Sequence[Transform]) -> int:
+    """Estimate what `pack` makes of all chunks together, without the slow coders."""
+    return sum(min(_estimated(one) for _, one in _tried(chunk, transforms)) for chunk in chunks(content))
+
+
+def unpack(record: bytes, size: int) -> Bytes:
+    """Restore a chunk of `size` bytes; never allocates for more than `CHUNK_BYTES` of it.
+
+    Raises:
+        DamagedStream: The record is not what `pack` wrote for so many bytes.
+    """
+    try:
+        number, count = _HEAD.unpack_from(record)
+        transform = Transform(number)
+        heads = [_STREAM.unpack_from(record, _HEAD.size + i * _STREAM.size) for i in range(count)]
+    except (struct.error, ValueError) as error:
+        raise DamagedStream(f"a record of {len(record)} bytes has no head: {error}") from error
+    start = _HEAD.size + count * _STREAM.size
+    _check_sizes(transform, [length for _, length, _ in heads], size)
+    if start + sum(stored for _, _, stored in heads) != len(record):
+        raise DamagedStream("a record is not as long as its streams")
+    streams = []
+    for coder, length, stored in heads:
+        streams.append(decode(coder, record[start : start + stored], length))
+        start += stored
+    restored = join(transform, streams, size)
+    if restored.size != size:
+        raise DamagedStream(f"a record of {restored.size} bytes, expected {size}")
+    return restored
+
+
+def _check_sizes(transform: Transform, declared: list[int], size: int) -> None:
+    expected = stream_sizes(transform, size)
+    most = 8 * (expected[0] or 0)  # values in a sparse grid: one bit each
+    fits = size <= CHUNK_BYTES and len(declared) == len(expected)
+    if not fits or any(
+        length > most if right is None else length != right
+        for length, right in zip(declared, expected, strict=True)
+    ):
+        raise DamagedStream(f"streams of {declared} bytes cannot make {size}")
+
+
+def _tried(chunk: Bytes, transforms: Sequence[Transform]) -> list[tuple[Transform, list[Bytes]]]:
+    """Every transform that may pay, with its streams; the first always."""
+    found: list[tuple[Transform, list[Bytes]]] = []
+    for transform in transforms:
+        streams = split(transform, chunk)
+        if transform in _SPARSE and found and _zero_share(streams) < _MANY_ZEROS:
+            continue
+        found.append((transform, streams))
+    return found
+
+
+def _zero_share(sparse: list[Bytes]) -> float:
+    bitmap, nonzeros = sparse
+    return 1.0 - nonzeros.size / max(8 * bitmap.size, 1)
+
+
+def _estimated(streams: list[Bytes]) -> int:
+    return _HEAD.size + sum(_STREAM.size + estimate(stream) for stream in streams)
+
+
+def as_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Bytes:
+    """View an array's content, in C order, as bytes."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

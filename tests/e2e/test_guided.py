@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 from tiny_case import NAME, ledger_of, run_autoq, write_case, write_spec
 
+from autoq.core.choices import Candidate
+from autoq.exporting import Silent
+from autoq.guiding import build_guide
+from autoq.home import Home
+from autoq.preparation import prepare, prepare_sources, prepare_variants
 from autoq.search.guide import Guide
 from autoq.search.records import TrialRecord, TrialState
+from autoq.spec.loading import load_spec
+from autoq.testing.synthetic import SyntheticRunner
 
 N_TRIALS = 9
 # Few enough kernels for a short guide, and an int8 that every CPU runs without saturating.
@@ -77,7 +84,9 @@ def test_the_size_of_the_bundle_is_foretold(guided: Guided) -> None:
         if "predicted_bundle_bytes" in trial.reasons:
             assert trial.measurement is not None
             measured = trial.measurement.size.bundle_bytes
-            assert trial.reasons["predicted_bundle_bytes"] == pytest.approx(measured, rel=0.1)
+            assert trial.reasons["predicted_bundle_bytes"] == pytest.approx(
+                measured, rel=0.3
+            )  # one factor for all
 
 
 def test_the_guide_is_measured_once_and_told_of(guided: Guided) -> None:
@@ -125,3 +134,26 @@ def test_every_candidate_of_the_space_is_a_stitch_of_the_guide(guided: Guided) -
         stitch = guide.stitch(trial.candidate)
         assert stitch is not None
         assert guide.candidate(stitch) == trial.candidate
+
+
+def test_a_probe_that_fails_is_left_out_and_the_guide_says_what_it_can(
+    guided: Guided, tmp_path: Path
+) -> None:
+    spec, home = load_spec(guided.spec), Home.open(tmp_path)
+    ready = prepare(spec, home, Silent())
+    sources = prepare_sources(ready, home, Silent())
+    prepare_variants(ready, sources, home, Silent())
+
+    def every_other(candidate: Candidate) -> str:
+        return "no memory" if int(candidate.digest, 16) % 2 else ""
+
+    guide = build_guide(ready, sources, home, SyntheticRunner(every_other), Silent())
+    whole = Guide.from_json(json.loads(guided.guides[0].read_text()))
+    assert guide.usual == whole.usual
+    assert guide.borders == whole.borders
+    assert 0 < len(guide.error_probes) < len(whole.error_probes)
+    assert 0 < len(guide.latency_probes) < 12
+    assert not any(int(one.candidate.digest, 16) % 2 for one in guide.latency_probes)
+
+    again = build_guide(ready, sources, home, SyntheticRunner(lambda candidate: "gone"), Silent())
+    assert again == guide

@@ -75,7 +75,8 @@ class Forecaster:
 
     def divergence(self, stitches: Sequence[Stitch]) -> Floats:
         """The sum, corrected by how far it was off on trials that differ in little; (n,)."""
-        parts = np.array([self._parts(stitch) for stitch in stitches]).reshape(len(stitches), -1)
+        shape = len(stitches), len(self._guide.usual)
+        parts = np.array([self._parts(stitch) for stitch in stitches], np.float64).reshape(shape)
         sums = parts.sum(axis=1)
         weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
         for stitch, foretold, measured in self._told:

@@ -18,23 +18,22 @@ def seen_of(scale: float, power: float, *, n: int = 12, noise: float = 0.0, seed
 def test_a_power_law_is_recovered(scale: float, power: float) -> None:
     model = DropModel(seen_of(scale, power))
     divergence = np.array([2e-3, 0.03, 0.5])
-    assert model.predict(divergence)[0] == pytest.approx(scale * divergence**power, rel=1e-6)
+    assert model.predict(divergence) == pytest.approx(scale * divergence**power, rel=1e-6)
 
 
 def test_noise_of_small_drops_does_not_hide_the_law() -> None:
     errors = []
     for seed in range(20):
         model = DropModel(seen_of(0.3, 0.75, noise=0.01, seed=seed))
-        errors.append(float(model.predict(np.array([0.1]))[0][0]) / (0.3 * 0.1**0.75) - 1.0)
+        errors.append(float(model.predict(np.array([0.1]))[0]) / (0.3 * 0.1**0.75) - 1.0)
     assert abs(float(np.median(errors))) <= 0.1
     assert float(np.quantile(np.abs(errors), 0.9)) <= 0.35
 
 
 def test_before_anything_is_measured_more_divergence_costs_more() -> None:
-    mean, sd = DropModel([]).predict(np.array([0.0, 0.01, 0.1, 1.0]))
+    mean = DropModel([]).predict(np.array([0.0, 0.01, 0.1, 1.0]))
     assert mean[0] == 0.0
     assert (np.diff(mean) > 0.0).all()
-    assert (sd[1:] > 0.0).all()
 
 
 @pytest.mark.parametrize(
@@ -47,28 +46,20 @@ def test_a_trial_that_says_nothing_changes_nothing(useless: Seen) -> None:
     divergence = np.array([0.01, 0.2])
     for others in (seen, []):
         with_it, without = DropModel([useless, *others]), DropModel(others)
-        assert with_it.predict(divergence)[0].tolist() == without.predict(divergence)[0].tolist()
+        assert with_it.predict(divergence).tolist() == without.predict(divergence).tolist()
 
 
 def test_trials_that_are_better_than_the_float_model_leave_drops_that_are_not_negative() -> None:
     model = DropModel([Seen(0.01, -0.01, 0.01), Seen(0.02, -0.005, 0.01)])
-    mean, _ = model.predict(np.array([0.0, 0.01, 1.0]))
+    mean = model.predict(np.array([0.0, 0.01, 1.0]))
     assert (mean >= 0.0).all()
-    assert np.isfinite(model.divergence_at(0.01))
 
 
 def test_drops_of_zero_alone_are_no_error() -> None:
     model = DropModel([Seen(0.01, 0.0, 0.0), Seen(0.02, 0.0, 0.0)])
-    assert (model.predict(np.array([0.5]))[0] < 0.01).all()
+    assert (model.predict(np.array([0.5])) < 0.01).all()
 
 
 def test_a_metric_without_an_interval_is_fitted_all_the_same() -> None:
     seen = [Seen(one.divergence, one.drop, 0.0) for one in seen_of(0.3, 1.0)]
-    assert DropModel(seen).predict(np.array([0.1]))[0] == pytest.approx([0.03])
-
-
-def test_the_divergence_of_a_drop_is_the_inverse() -> None:
-    model = DropModel(seen_of(0.4, 0.5))
-    for drop in (0.001, 0.01, 0.2):
-        assert model.predict(np.array([model.divergence_at(drop)]))[0] == pytest.approx([drop])
-    assert model.divergence_at(-1.0) == 0.0
+    assert DropModel(seen).predict(np.array([0.1])) == pytest.approx([0.03])

@@ -16,6 +16,7 @@ from autoq.search.latency_model import LatencyModel, Timing
 
 _LIKENESS = 0.3  # share of the divergence in which two candidates differ that makes them strangers
 _SHRINK = 0.3  # weight of "the sum is right" against trials that say it is not
+_BYTES_PULL = 0.01  # of the slope of bytes to one, against what trials say
 _DROP_SPREAD = 0.35  # of a drop where no trial is alike, relative: equal divergence is not equal loss
 
 
@@ -44,8 +45,8 @@ class Forecaster:
         ]
         self.drop = DropModel([_seen(self._divergence_of(*trial), trial[1]) for trial in self._trials])
         self._noise = _noise([measurement for _, measurement in self._trials])
-        self._more_size = self._more_bytes(bundle=False)
-        self._more_bundle = self._more_bytes(bundle=True)
+        self._size_law = self._bytes_law(bundle=False)
+        self._bundle_law = self._bytes_law(bundle=True)
 
     def __call__(self, stitches: Sequence[Stitch]) -> Forecast:
         """Foretell every stitch."""
@@ -63,11 +64,13 @@ class Forecaster:
 
     def size(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the deployed file; (n,)."""
-        return self._guide.bytes_of(stitches, bundle=False) + self._more_size
+        intercept, slope = self._size_law
+        return intercept + slope * self._guide.bytes_of(stitches, bundle=False)
 
     def bundle(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the bundle; (n,)."""
-        return self._guide.bytes_of(stitches, bundle=True) + self._more_bundle
+        intercept, slope = self._bundle_law
+        return intercept + slope * self._guide.bytes_of(stitches, bundle=True)
 
     def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
         """Sum of what the slots of each stitch add; (n,)."""
@@ -100,13 +103,16 @@ class Forecaster:
     def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:
         return self.divergence_sum([stitch])[0] if measurement.divergence is None else measurement.divergence
 
-    def _more_bytes(self, *, bundle: bool) -> float:
-        """What measured bytes have beyond the sum over slots, in the median of the trials."""
+    def _bytes_law(self, *, bundle: bool) -> tuple[float, float]:
+        """Intercept and slope of measured bytes over the sum over slots; the slope is drawn to one."""
         if not self._trials:
-            return 0.0
+            return 0.0, 1.0
         sums = self._guide.bytes_of([stitch for stitch, _ in self._trials], bundle=bundle)
         sizes = [one.size.bundle_bytes if bundle else one.size.size_bytes for _, one in self._trials]
-        return float(np.median(np.array(sizes) - sums))
+        found, x = np.array(sizes, np.float64), sums - sums.mean()
+        pull = _BYTES_PULL * max(float((sums**2).sum()), 1.0)
+        slope = float((x @ (found - found.mean()) + pull) / (x @ x + pull))
+        return float(found.mean() - slope * sums.mean()), slope
 
 
 def _timing(stitch: Stitch, measurement: Measurement, baseline: Baseline) -> Timing:

@@ -190,7 +190,7 @@ def test_the_control_opens_fresh_sessions_for_every_repeat_and_closes_them() -> 
 def test_twins_that_differ_for_life_show_in_the_noise_floor() -> None:
     times = BlockTimes(np.ones(6), np.ones(6))
     floors = []
-    for spread in (0.0, 0.02):
+    for spread in (0.0, 0.05):
         offsets = spread * np.array([1.0, -1.0, 0.5, -0.5, 1.0])
         parts = [LatencyRatio(Estimate(m, m - 0.005, m + 0.005), times) for m in offsets]
         floors.append(control_of(parts, seed=0).noise_floor)

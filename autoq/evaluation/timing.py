@@ -28,6 +28,9 @@ from autoq.evaluation.statistics import (
     systematic_half_width,
 )
 
+# Long enough for the timer, short enough for many blocks: on a busy machine 20 ms gave intervals 0.6 times as
+# wide as 50 ms in the same time, and no larger errors (`experiments/search/run.py BENCH --only blocks`).
+BLOCK_S = 0.02
 PILOT_ROUNDS = 3  # of four blocks; also the fewest there are, however slow the model
 _AIM = 1.1  # blocks are aimed at so much more than asked: a machine that warms up gets faster
 
@@ -38,7 +41,7 @@ class Effort:
 
     seconds: float
     half_width: float | None  # of the 95 % interval, as a fraction; None spends all the time
-    block_s: float = 0.05
+    block_s: float = BLOCK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class TimingSettings:
     search_half_width: float = 0.02
     final_s: float = 30.0
     final_half_width: float = 0.01
-    block_s: float = 0.05
+    block_s: float = BLOCK_S
     n_controls: int = 5  # repeats of the A/A control
     fixed_effort: bool = False  # spend all the time, whatever the pilot says: for comparing costs
     probe_s: float = 1.0

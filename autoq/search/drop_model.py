@@ -10,7 +10,7 @@ import numpy as np
 from autoq.search.guide import Floats
 
 _POWERS = (0.5, 0.75, 1.0)
-_SPREAD = 0.35  # of a predicted drop, relative: equal divergence is not equal loss
+_SPREAD = 0.35  # of a measured drop around the fit, relative: equal divergence is not equal loss
 _FALLBACK = 0.5  # drop at a divergence of one, before anything is measured
 
 
@@ -36,14 +36,9 @@ class DropModel:
         if usable:
             self._scale, self._power = _fitted(usable)
 
-    def predict(self, divergence: Floats) -> tuple[Floats, Floats]:
-        """Return the expected drop and its standard deviation, the metric's own noise left out."""
-        mean = self._scale * np.maximum(divergence, 0.0) ** self._power
-        return mean, _SPREAD * mean
-
-    def divergence_at(self, drop: float) -> float:
-        """The divergence that is expected to cost a drop."""
-        return float((max(drop, 0.0) / self._scale) ** (1.0 / self._power)) if self._scale > 0 else np.inf
+    def predict(self, divergence: Floats) -> Floats:
+        """Return the drop that each divergence is expected to cost."""
+        return np.asarray(self._scale * np.maximum(divergence, 0.0) ** self._power)
 
 
 def _fitted(seen: Sequence[Seen]) -> tuple[float, float]:

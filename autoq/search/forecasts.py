@@ -16,7 +16,8 @@ from autoq.search.latency_model import LatencyModel, Timing
 
 _LIKENESS = 0.3  # share of the divergence in which two candidates differ that makes them strangers
 _SHRINK = 0.3  # weight of "the sum is right" against trials that say it is not
-_DIVERGENCE_SPREAD = 0.2  # of a sum over slots, in logarithms
+_BYTES_PULL = 0.01  # of the slope of bytes to one, against what trials say
+_DROP_SPREAD = 0.35  # of a drop where no trial is alike, relative: equal divergence is not equal loss
 
 
 class Forecaster:
@@ -44,17 +45,17 @@ class Forecaster:
         ]
         self.drop = DropModel([_seen(self._divergence_of(*trial), trial[1]) for trial in self._trials])
         self._noise = _noise([measurement for _, measurement in self._trials])
-        self._size_factor = self._bytes_factor(bundle=False)
-        self._bundle_factor = self._bytes_factor(bundle=True)
+        self._size_law = self._bytes_law(bundle=False)
+        self._bundle_law = self._bytes_law(bundle=True)
 
     def __call__(self, stitches: Sequence[Stitch]) -> Forecast:
         """Foretell every stitch."""
-        divergence = self.divergence(stitches)
-        drop, drop_sd = self.drop.predict(divergence)
+        divergence, doubt = self._divergence(stitches)
+        drop = self.drop.predict(divergence)
         latency, latency_sd = self.latency.predict(stitches)
         return Forecast(
             drop,
-            np.hypot(drop_sd, self._noise),
+            np.hypot(_DROP_SPREAD * doubt * drop, self._noise),
             latency,
             latency_sd,
             self.size(stitches) / self._baseline.size_bytes,
@@ -63,11 +64,13 @@ class Forecaster:
 
     def size(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the deployed file; (n,)."""
-        return self._guide.bytes_of(stitches, bundle=False) * self._size_factor
+        intercept, slope = self._size_law
+        return intercept + slope * self._guide.bytes_of(stitches, bundle=False)
 
     def bundle(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the bundle; (n,)."""
-        return self._guide.bytes_of(stitches, bundle=True) * self._bundle_factor
+        intercept, slope = self._bundle_law
+        return intercept + slope * self._guide.bytes_of(stitches, bundle=True)
 
     def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
         """Sum of what the slots of each stitch add; (n,)."""
@@ -75,7 +78,12 @@ class Forecaster:
 
     def divergence(self, stitches: Sequence[Stitch]) -> Floats:
         """The sum, corrected by how far it was off on trials that differ in little; (n,)."""
-        parts = np.array([self._parts(stitch) for stitch in stitches]).reshape(len(stitches), -1)
+        return self._divergence(stitches)[0]
+
+    def _divergence(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
+        """The corrected sum, and how much doubt trials alike leave, from 1 for none down to 0; each (n,)."""
+        shape = len(stitches), len(self._guide.usual)
+        parts = np.array([self._parts(stitch) for stitch in stitches], np.float64).reshape(shape)
         sums = parts.sum(axis=1)
         weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
         for stitch, foretold, measured in self._told:
@@ -86,8 +94,7 @@ class Forecaster:
             weight = np.exp(-strange / _LIKENESS)
             weights += weight
             logs += weight * np.log(measured / foretold)
-        corrected: Floats = sums * np.exp(logs / weights)
-        return corrected
+        return np.asarray(sums * np.exp(logs / weights)), np.asarray(np.sqrt(_SHRINK / weights))
 
     def _parts(self, stitch: Stitch) -> Floats:
         table = self._costs[stitch.rewrites]
@@ -96,13 +103,16 @@ class Forecaster:
     def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:
         return self.divergence_sum([stitch])[0] if measurement.divergence is None else measurement.divergence
 
-    def _bytes_factor(self, *, bundle: bool) -> float:
-        """What measured bytes are to the sum over slots, in the median of the trials."""
+    def _bytes_law(self, *, bundle: bool) -> tuple[float, float]:
+        """Intercept and slope of measured bytes over the sum over slots; the slope is drawn to one."""
         if not self._trials:
-            return 1.0
+            return 0.0, 1.0
         sums = self._guide.bytes_of([stitch for stitch, _ in self._trials], bundle=bundle)
         sizes = [one.size.bundle_bytes if bundle else one.size.size_bytes for _, one in self._trials]
-        return float(np.median(np.array(sizes) / np.maximum(sums, 1.0)))
+        found, x = np.array(sizes, np.float64), sums - sums.mean()
+        pull = _BYTES_PULL * max(float((sums**2).sum()), 1.0)
+        slope = float((x @ (found - found.mean()) + pull) / (x @ x + pull))
+        return float(found.mean() - slope * sums.mean()), slope
 
 
 def _timing(stitch: Stitch, measurement: Measurement, baseline: Baseline) -> Timing:

@@ -191,9 +191,9 @@ class Guide:
         totals = np.full(len(stitches), float(self.float_bundle_bytes if bundle else self.float_size_bytes))
         for rewrites, tables in self._bytes.items():
             rows = [row for row, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
-            options = np.array([stitches[row].options for row in rows], np.int64).reshape(len(rows), -1)
-            for slot, table in enumerate(tables):
-                totals[rows] += table[options[:, slot], int(bundle)] if rows else 0.0
+            options = np.array([stitches[row].options for row in rows], np.int64)
+            for slot, table in enumerate(tables if rows else ()):
+                totals[rows] += table[options[:, slot], int(bundle)]
         return totals
 
     @cached_property

@@ -118,7 +118,7 @@ class _Features:
     def __init__(self, guide: Guide) -> None:
         self._guide = guide
         slots = guide.usual
-        self._means = [_prior_means(slot, guide.kernel_ratios.get(slot.name, {})) for slot in slots]
+        self._means = _prior_means(slots, guide.kernel_ratios)
         float_share = sum(
             float(means[index]) for means, index in zip(self._means, guide.float_options, strict=True)
         )
@@ -195,11 +195,22 @@ class _Features:
         return prices
 
 
-def _prior_means(slot: Slot, profiled: Mapping[str, float]) -> Floats:
-    """Expected time of each option; options that were not profiled are set in relation to float."""
-    of_float = profiled.get("fp32", profiled.get("float", 0.0))
-    means = [profiled.get(one.kernel, of_float * _typical(one)) for one in slot.options]
-    return np.array(means, np.float64)
+def _prior_means(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, float]]) -> list[Floats]:
+    """Expected time of each option; options that were not profiled are set in relation to float.
+
+    Layers that the profile does not know share what it gives to no slot: at zero nothing would be learnt
+    of them. A weightless op that is missing was fused into its neighbour.
+    """
+    found = [profiled.get(slot.name, {}) for slot in slots]
+    of_float = [one.get("fp32", one.get("float")) for one in found]
+    unknown = [time is None and slot.is_layer for slot, time in zip(slots, of_float, strict=True)]
+    left = max(1.0 - sum(time or 0.0 for time in of_float), 0.0) / (sum(unknown) + 1)
+    means = []
+    for slot, kernels, time, is_unknown in zip(slots, found, of_float, unknown, strict=True):
+        usual = left if is_unknown else time or 0.0
+        times = [kernels.get(one.kernel, usual * _typical(one)) for one in slot.options]
+        means.append(np.array(times, np.float64))
+    return means
 
 
 def _typical(option: Option) -> float:

@@ -10,7 +10,7 @@ factor does for all layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -20,6 +20,8 @@ from autoq.search.guide import ErrorProbe, Floats, Guide, Slot
 
 MAX_PROBES = 96  # for each float model: more layers than that share theirs
 _PRIOR_WEIGHT = 0.1  # of the common factor, against a measured divergence
+_LEAST = 1e-9  # divergence that is none
+_WORST = 10.0  # divergence of outputs that are not finite: more than any classifier's guessing
 _KINDS = ("weight", "static", "dynamic")
 
 
@@ -63,7 +65,11 @@ def sensitivities(guide: Guide) -> dict[Rewrites, list[Floats]]:
     found = {}
     factors_before: dict[str, Floats] = {}
     for rewrites, slots in guide.slots.items():
-        probes = [probe for probe in guide.error_probes if probe.rewrites == rewrites]
+        probes = [
+            replace(probe, divergence=min(probe.divergence, _WORST))
+            for probe in guide.error_probes
+            if probe.rewrites == rewrites
+        ]
         factors = _factors(slots, probes, factors_before)
         factors_before = factors_before or factors
         ops = _op_costs(slots, probes)
@@ -170,27 +176,40 @@ def _factors(
     """Fit each layer's factors to the probes that it took part in, with the common one as prior."""
     tables = {slot.name: _errors(slot) for slot in slots if slot.is_layer}
     of_layers = [probe for probe in probes if probe.chosen.keys() <= tables.keys()]
-    single = [probe for probe in of_layers if np.isfinite(probe.divergence)]
     ratios = [
         probe.divergence / total
-        for probe in single
+        for probe in of_layers
         if (total := sum(tables[name][index].sum() for name, index in probe.chosen.items())) > 0
     ]
     common = float(np.median(ratios)) if ratios else 1.0
-    factors = {}
-    for name in tables:
-        prior = before.get(name, np.full(len(_KINDS), max(common, 1e-12)))
-        rows, goals = (
-            [np.diag(_PRIOR_WEIGHT / np.maximum(prior, 1e-12))],
-            [np.full(len(_KINDS), _PRIOR_WEIGHT)],
+    return {
+        name: _fitted(
+            before.get(name, np.full(len(_KINDS), common)),
+            [
+                (np.sum([tables[one][at] for one, at in probe.chosen.items()], axis=0), probe.divergence)
+                for probe in of_layers
+                if name in probe.chosen
+            ],
         )
-        for probe in single:
-            if name in probe.chosen and probe.divergence > 0:
-                total = np.sum([tables[one][index] for one, index in probe.chosen.items()], axis=0)
-                rows.append(total[None] / probe.divergence)
-                goals.append(np.ones(1))
-        factors[name] = nnls(np.concatenate(rows), np.concatenate(goals))[0]
-    return factors
+        for name in tables
+    }
+
+
+def _fitted(prior: Floats, measured: Sequence[tuple[Floats, float]]) -> Floats:
+    """Fit one layer's factors to (local errors by kind, divergence), each divergence to a share of itself.
+
+    The prior decides what the probes leave open and no more, so its misfit is a share of the larger of
+    itself and what the probes allow a factor to be: relative to itself alone it would pull a layer that is
+    a hundred times as sensitive as others to twice the common factor.
+    """
+    prior = np.maximum(prior, 1e-12)
+    shares = np.array([errors / max(divergence, _LEAST) for errors, divergence in measured])
+    largest = np.max(shares, axis=0) if measured else np.zeros(len(_KINDS))
+    allowed = np.divide(1.0, largest, out=np.zeros(len(_KINDS)), where=largest > 0.0)
+    scale = np.maximum(prior, allowed)
+    rows = np.concatenate((np.diag(_PRIOR_WEIGHT / scale), shares.reshape(-1, len(_KINDS))))
+    goals = np.concatenate((_PRIOR_WEIGHT * prior / scale, np.ones(len(measured))))
+    return np.asarray(nnls(rows, goals)[0], np.float64)
 
 
 def _op_costs(slots: Sequence[Slot], probes: Sequence[ErrorProbe]) -> dict[str, Floats]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-# Layout and fusion passes append to a node's name: `relu_nchwc`, `fc/MatMulAddFusion`, `conv1_token_4`.
-_APPENDED = re.compile(r"(_nchwc|_token_\d+)+$")
+# Layout and fusion passes append to a name: `relu_nchwc`, `fc/MatMulAddFusion`, `conv1_token_4`. Other
+# slashes belong to a value, which a kernel in blocked layout is named after: `/layer1/Conv_output_0_nchwc`.
+_APPENDED = re.compile(r"(_nchwc|_token_\d+|/\w+Fusion/?)+$")
+_PREPENDED = "fused "  # to a Gemm with its activation
 
 
 def kernel_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -24,6 +26,6 @@ def kernel_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             runs[event["name"]].append(float(event["dur"]) * 1e-6)
     spent: defaultdict[str, float] = defaultdict(float)
     for kernel, durations in runs.items():
-        name = _APPENDED.sub("", kernel.removesuffix("_kernel_time").partition("/")[0])
+        name = _APPENDED.sub("", kernel.removesuffix("_kernel_time")).removeprefix(_PREPENDED)
         spent[name] += float(np.median(durations))
     return dict(spent)

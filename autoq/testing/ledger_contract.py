@@ -81,6 +81,11 @@ def example_trial(number: int = 0, *, weight_bits: int = 8, **changes: Any) -> T
         sampler_notes={"nsga2:generation": 3, "parents": [1, 2], "nothing": None},
         started_at=1764000001.654321,
         seconds={"suggest": 0.001, "store": 0.1 + 0.2},
+        reasons={
+            "kind": "flip",
+            "why": "fc: int8 w5 \u2192 \u00e4",
+            "predicted_drop": 0.1 + 0.2,
+        },
     )
     return replace(trial, **changes)
 
@@ -195,6 +200,21 @@ class LedgerContract:
         (found,) = ledger.load_trials("glyphs")
         assert found.reason.startswith("not ")
 
+    def test_reasons_stay_with_the_trial_they_were_given_for(self, ledger: Ledger) -> None:
+        ledger.create_search(example_search())
+        first = example_trial(0, reasons={"kind": "seed", "nested": {"budget": [0.5, None]}, "yes": True})
+        second = example_trial(1, weight_bits=5, reasons={})
+        for trial in (first, second):
+            ledger.add_trial("glyphs", trial)
+        ledger.update_trial_seconds("glyphs", 0, first.seconds)
+        assert ledger.load_trials("glyphs") == [first, second]
+
+    def test_a_figure_foretold_without_bound_is_kept(self, ledger: Ledger) -> None:
+        ledger.create_search(example_search())
+        ledger.add_trial("glyphs", example_trial(reasons={"predicted_divergence": float("inf")}))
+        (found,) = ledger.load_trials("glyphs")
+        assert found.reasons == {"predicted_divergence": float("inf")}
+
     def test_trials_come_by_ascending_number(self, ledger: Ledger) -> None:
         ledger.create_search(example_search())
         for number in (2, 10, 0, 1):
@@ -214,7 +234,7 @@ class LedgerContract:
         other = example_trial(
             weight_bits=5, origin="tpe", params={}, state=TrialState.FAILED, measurement=None, reason="died"
         )
-        other = replace(other, sampler_notes={}, started_at=0.0, seconds={})
+        other = replace(other, sampler_notes={}, started_at=0.0, seconds={}, reasons={})
         ledger.add_trial("glyphs", other)
         assert ledger.load_trials("glyphs") == [other]
 

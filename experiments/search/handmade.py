@@ -19,7 +19,7 @@ from autoq.exporting import Silent
 from autoq.preparation import prepare, prepare_sources, workbench_factory
 from autoq.search.guide import Guide
 from autoq.search.sensitivity import sensitivities
-from autoq.spec.loading import spec_from_json
+from autoq.spec.loading import load_spec
 
 MODEL = "minilm"
 EQUAL = 0.002  # of agreement: so much less counts as equal
@@ -31,7 +31,7 @@ WEIGHT_ONLY = Choice.of("int8_weight", granularity="block128", rounding="gptq")
 
 def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
     """Score and time the rows of the issue, then hold guided's points against each."""
-    spec = spec_from_json(app.record(f"{MODEL}-guided-0").spec)
+    spec = load_spec(bench / f"{MODEL}.yaml", {"data.test": None})
     ready = prepare(spec, app.home, Silent())
     sources = prepare_sources(ready, app.home, Silent())
     keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
@@ -40,16 +40,14 @@ def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
     scorer = SplitScorer(ready.data.search, settings.metric, settings.feeding, output=settings.output)
     scorer.score_baseline(ready.target.open(ready.model.artifact))
     rows = by_hand(app, [layer.name for layer in ready.model.summary.layers if layer.is_matmul])
+    found = guided_points(app)
     agreement = {}
-    for name, candidate in rows.items():
+    for name, candidate in {**rows, **found}.items():
         session = ready.target.open(stitchers.assemble(candidate).artifact)
         agreement[name] = float(scorer.score(session).accuracy.value)
         session.close()
-    found = guided_points(app)
-    ratios = time_afresh(
-        app, spec, {**rows, **{digest: candidate for digest, (candidate, _) in found.items()}}
-    )
-    points = [(score, 1 / ratios[digest], digest) for digest, (_, score) in found.items()]
+    ratios = time_afresh(app, spec, {**rows, **found})
+    points = [(agreement[digest], 1 / ratios[digest], digest) for digest in found]
     table = []
     for name in rows:
         rivals = [point for point in points if point[0] >= agreement[name] - EQUAL]
@@ -134,16 +132,16 @@ def _most_sensitive(app: SharingApp, matmuls: list[str]) -> list[str]:
     raise SystemExit("no guide of MiniLM: run its searches first")
 
 
-def guided_points(app: SharingApp) -> dict[str, tuple[Candidate, float]]:
-    """Candidates on the front of agreement and speed of each guided search, with their agreement."""
-    found: dict[str, tuple[Candidate, float]] = {}
+def guided_points(app: SharingApp) -> dict[str, Candidate]:
+    """Candidates on the front of agreement and speed of each guided search."""
+    found: dict[str, Candidate] = {}
     for run in (run for run in RUNS if run.model == MODEL and run.strategy == "guided"):
         trials = [trial for trial in app.trials(run.name) if trial.measurement is not None]
-        costs = np.array(
-            [[t.measurement.accuracy.drop, t.measurement.latency.latency_ms] for t in trials if t.measurement]
-        )
-        for row in front_rows(costs):
-            trial = trials[row]
-            assert trial.measurement is not None
-            found[trial.digest] = (trial.candidate, trial.measurement.accuracy.value)
+        costs = [
+            [trial.measurement.accuracy.drop, trial.measurement.latency.latency_ms]
+            for trial in trials
+            if trial.measurement is not None
+        ]
+        for row in front_rows(np.array(costs)):
+            found[trials[row].digest] = trials[row].candidate
     return found

@@ -25,7 +25,8 @@ from autoq.search.records import TrialRecord
 from autoq.spec.loading import spec_from_json
 from autoq.spec.schema import SearchSpec
 
-EFFORT = Effort(seconds=2.0, half_width=0.005)
+EFFORT = Effort(seconds=1.0, half_width=0.005)
+N_PASSES = 3  # over all candidates, each in another order
 N_EARLY = 12  # trials beyond the anchors
 SHARE_EARLY = 0.9
 Points = npt.NDArray[np.float64]
@@ -157,17 +158,16 @@ def time_afresh(app: SharingApp, spec: SearchSpec, candidates: Mapping[str, Cand
     stitchers = open_stitchers(app.home, keys, ready.target)
     feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
     floats = ready.target.open(ready.model.artifact)
-    ratios = {}
-    order = np.random.default_rng(0).permutation(len(candidates))
-    digests = list(candidates)
+    ratios: dict[str, list[float]] = {digest: [] for digest in candidates}
+    generator = np.random.default_rng(0)
     with machine_clock():
-        for at in order:
-            session = ready.target.open(stitchers.assemble(candidates[digests[at]]).artifact)
-            ratios[digests[at]] = (
-                measure_latency(session, floats, feeds, EFFORT, seed=int(at)).log_ratio.exp().value
-            )
-            session.close()
-    return ratios
+        for seed in range(N_PASSES):
+            for digest in generator.permutation(list(candidates)):
+                session = ready.target.open(stitchers.assemble(candidates[digest]).artifact)
+                ratio = measure_latency(session, floats, feeds, EFFORT, seed=seed)
+                ratios[digest].append(ratio.log_ratio.exp().value)
+                session.close()
+    return {digest: median(found) for digest, found in ratios.items()}
 
 
 def _found(app: SharingApp, bench: Path, run: Run) -> Found:

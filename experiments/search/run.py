@@ -23,7 +23,7 @@ from hindsight import latency_model
 from quality import quality
 from scaling import scaling
 from searches import Printing, SharingApp
-from timing import timing
+from timing import blocks, timing
 
 from autoq.app import App
 from autoq.spec.loading import load_spec
@@ -60,6 +60,7 @@ BY_MODEL: dict[str, Callable[[SharingApp, Path, str], dict[str, Any]]] = {
 WHOLE: dict[str, Callable[[SharingApp, Path], dict[str, Any]]] = {
     "handmade": handmade,
     "timing": timing,
+    "blocks": blocks,
     "search_time": search_time,
     "scaling": scaling,
 }

@@ -18,6 +18,7 @@ from autoq.preparation import prepare, prepare_sources, workbench_factory
 from autoq.spec.loading import load_spec
 
 N_INTERVALS, N_RANKED, APART = 100, 10, 0.03
+BLOCKS_S, N_REPEATS = (0.05, 0.02, 0.01, 0.005), 20
 EFFORT = TimingSettings().search
 
 
@@ -77,6 +78,38 @@ def timing(app: SharingApp, bench: Path) -> dict[str, Any]:
             {"what": "Kendall's tau of two rankings", "figure": tau, "bar": ">= 0.9", "met": tau >= 0.9},
         ],
     }
+
+
+def blocks(app: SharingApp, bench: Path) -> dict[str, Any]:
+    """A model against itself with blocks of several lengths, in turns: error and width for the same time."""
+    ready = prepare(load_spec(bench / "mobilenetv2.yaml"), app.home, Silent())
+    sources = prepare_sources(ready, app.home, Silent())
+    feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
+    found: dict[float, list[tuple[float, float]]] = {length: [] for length in BLOCKS_S}
+    with machine_clock():
+        for seed in range(N_REPEATS):
+            for length in BLOCKS_S:
+                first, second = (ready.target.open(ready.model.artifact) for _ in range(2))
+                one = measure_latency(first, second, feeds, Effort(1.0, None, length), seed=seed).log_ratio
+                found[length].append((one.value, one.half_width))
+                first.close()
+                second.close()
+    rows = [
+        {
+            "block_s": length,
+            "root_mean_square_error": float(np.sqrt(np.mean([value**2 for value, _ in pairs]))),
+            "median_half_width": float(np.median([width for _, width in pairs])),
+            "intervals_with_one": sum(abs(value) <= width for value, width in pairs) / len(pairs),
+        }
+        for length, pairs in found.items()
+    ]
+    for row in rows:
+        print(
+            f"  {row['block_s'] * 1e3:.0f} ms: error {row['root_mean_square_error']:.2%}, "
+            f"half-width {row['median_half_width']:.2%}",
+            flush=True,
+        )
+    return {"rows": rows}
 
 
 def _ten_apart(app: SharingApp, ratio: Any) -> list[Candidate]:

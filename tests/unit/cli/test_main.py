@@ -57,7 +57,7 @@ def test_python_m_autoq_is_the_command() -> None:
         ("--trials", "Candidates"),
         ("--time-budget", "90s, 10m or 1h"),
         ("--patience", "trials"),
-        ("--strategy", "tpe, nsga2, gp or random"),
+        ("--strategy", "guided, tpe, nsga2, gp or random"),
         ("--seed", "whole number"),
         ("--home", "autoq-home"),
         ("--resume", "interrupted"),

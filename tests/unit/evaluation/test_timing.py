@@ -209,6 +209,6 @@ def test_the_seed_fixes_the_order_of_blocks() -> None:
 
 
 def test_settings_give_each_kind_of_timing_its_effort() -> None:
-    assert TimingSettings().search == Effort(3.0, 0.02, 0.05)
-    assert TimingSettings().final == Effort(30.0, 0.01, 0.05)
-    assert TimingSettings(fixed_effort=True).final == Effort(30.0, None, 0.05)
+    assert TimingSettings().search == Effort(3.0, 0.02, 0.02)
+    assert TimingSettings().final == Effort(30.0, 0.01, 0.02)
+    assert TimingSettings(fixed_effort=True).final == Effort(30.0, None, 0.02)

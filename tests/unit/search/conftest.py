@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from autoq.search.space_rules import (
     SpaceRules,
     SparsityRange,
 )
+from autoq.search.strategies import GUIDED
 from autoq.testing.memory_ledger import InMemoryLedger
 from autoq.testing.synthetic import (
     SyntheticRunner,
@@ -32,6 +35,9 @@ from autoq.testing.synthetic import (
     synthetic_layers,
     synthetic_ops,
 )
+from autoq.testing.synthetic_guide import synthetic_guide
+
+sys.path.append(str(Path(__file__).parent))  # small_guides
 
 GOALS = Goals((Objective.ACCURACY, Objective.LATENCY), Constraints(max_accuracy_drop=0.05))
 
@@ -125,6 +131,8 @@ def build_bench(
     record = SearchRecord("bench", {}, "0", SearchState.RUNNING, baseline=synthetic_baseline())
     ledger = InMemoryLedger()
     ledger.create_search(record)
+    if strategy == GUIDED:
+        plan.setdefault("guide", synthetic_guide(space, SyntheticRunner(fail)))
     return Bench(
         Plan(goals, space, anchors, strategy, n_trials, **plan),
         record,

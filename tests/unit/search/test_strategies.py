@@ -11,10 +11,15 @@ import pytest
 
 from autoq.core.choices import Candidate, Choice
 from autoq.core.errors import UnknownNameError
+from autoq.search.engine import Plan
 from autoq.search.goals import Constraints, Goals, Objective
+from autoq.search.guided import GuidedStrategy
+from autoq.search.proposals import Proposal, Strategy
 from autoq.search.records import TrialRecord, TrialState
+from autoq.search.samplers import SAMPLERS
 from autoq.search.space import SearchSpace
-from autoq.search.strategies import Strategy, distributions, strategy_names, to_frozen
+from autoq.search.strategies import GUIDED, create_strategy, strategy_names
+from autoq.search.studies import space_distributions
 from autoq.testing.synthetic import synthetic_baseline, synthetic_measurement
 
 MakeBench = Callable[..., Any]
@@ -28,22 +33,26 @@ def space(make_bench: MakeBench) -> SearchSpace:
     return found
 
 
-def trial_of(space: SearchSpace, candidate: Candidate, number: int = 0, **changes: Any) -> TrialRecord:
-    trial = TrialRecord(
-        number,
-        "tpe",
-        space.encode(candidate) or {},
-        candidate,
-        TrialState.COMPLETE,
-        synthetic_measurement(candidate),
-        started_at=1_000.0,
-        seconds={"total": 2.5},
-    )
-    return replace(trial, **changes)
+def plan_of(name: str, space: SearchSpace, goals: Goals = GOALS) -> Plan:
+    return Plan(goals, space, (), name, n_trials=60)
 
 
 def strategy_on(name: str, space: SearchSpace, goals: Goals = GOALS) -> Strategy:
-    return Strategy(name, space=space, goals=goals, baseline=BASELINE, seed=0)
+    return create_strategy(plan_of(name, space, goals), BASELINE)
+
+
+def trial_of(space: SearchSpace, proposal: Proposal, number: int = 0, **changes: Any) -> TrialRecord:
+    """Record a proposal, as the loop does."""
+    trial = TrialRecord(
+        number,
+        "tpe",
+        proposal.params,
+        proposal.candidate,
+        TrialState.COMPLETE,
+        synthetic_measurement(proposal.candidate),
+        sampler_notes=proposal.notes,
+    )
+    return replace(trial, **changes)
 
 
 def narrow(space: SearchSpace, bits: int) -> Candidate:
@@ -55,16 +64,46 @@ def narrow(space: SearchSpace, bits: int) -> Candidate:
     return Candidate.of(choices, space.decode({}).by_op)
 
 
-def test_every_named_strategy_exists_and_others_are_refused(space: SearchSpace) -> None:
-    for name in strategy_names():
-        assert strategy_on(name, space).suggest(0).params.keys() == distributions(space).keys()
-    with pytest.raises(UnknownNameError, match=r"no strategy named 'guided'.*known: tpe, nsga2, gp, random"):
-        strategy_on("guided", space)
+def test_guided_is_the_usual_strategy_and_samplers_are_the_others() -> None:
+    assert strategy_names() == [GUIDED, "tpe", "nsga2", "gp", "random"]
+
+
+def test_every_named_strategy_exists_and_others_are_refused(
+    space: SearchSpace, make_bench: MakeBench
+) -> None:
+    for name in SAMPLERS:
+        assert strategy_on(name, space).propose(0).params.keys() == space_distributions(space).keys()
+    guided = make_bench(GUIDED, n_layers=1)
+    assert isinstance(create_strategy(guided.plan, BASELINE), GuidedStrategy)
+    refused = r"no strategy named 'psychic'.*known: guided, tpe, nsga2, gp, random"
+    with pytest.raises(UnknownNameError, match=refused):
+        strategy_on("psychic", space)
+
+
+def test_the_guided_strategy_does_not_start_without_a_guide(space: SearchSpace) -> None:
+    with pytest.raises(ValueError, match="needs a guide"):
+        strategy_on(GUIDED, space)
+
+
+def test_a_samplers_proposal_is_what_its_parameters_say(space: SearchSpace) -> None:
+    for name in SAMPLERS:
+        proposal = strategy_on(name, space).propose(0)
+        assert proposal.candidate == space.decode(proposal.params)
+        assert (proposal.reasons, proposal.origin, proposal.warning) == ({}, "", "")
+
+
+def test_an_anchor_is_adopted_with_its_parameters_and_one_outside_without(space: SearchSpace) -> None:
+    inside = narrow(space, 8)
+    outside = inside.with_choice("layer0", Choice.of("int8_dynamic"))
+    for name in SAMPLERS:
+        strategy = strategy_on(name, space)
+        assert strategy.adopt(inside).params == space.encode(inside)
+        assert strategy.adopt(outside) == Proposal(outside)
 
 
 def test_a_proposal_out_of_turn_is_refused(space: SearchSpace) -> None:
     with pytest.raises(ValueError, match="trial 3 is asked for, but 0 were taught"):
-        strategy_on("random", space).suggest(3)
+        strategy_on("random", space).propose(3)
 
 
 def test_nsga2_breeds_from_the_anchors(space: SearchSpace) -> None:
@@ -72,9 +111,8 @@ def test_nsga2_breeds_from_the_anchors(space: SearchSpace) -> None:
     anchor = narrow(space, 8)
     params = space.encode(anchor)
     for number in range(16):
-        notes = strategy.notes_for_anchor(params)
-        strategy.teach(trial_of(space, anchor, number, sampler_notes=notes))
-    child = strategy.suggest(16).params
+        strategy.teach(trial_of(space, strategy.adopt(anchor), number))
+    child = strategy.propose(16).params
     assert params is not None
     # All parents are alike, so only mutated genes differ: one of 19 on average.
     assert sum(child[name] == params[name] for name in params) >= len(params) - 5
@@ -90,10 +128,11 @@ def test_tpe_learns_from_the_bounds_and_not_from_the_values_alone(space: SearchS
             measurement = synthetic_measurement(candidate)
             # Fewer bits are faster here, and only 8 bits keep the bound.
             faster = replace(measurement.latency, latency_ms=candidate.choices[0][1].weight_bits / 8)
+            proposal = strategy.adopt(candidate)
             strategy.teach(
-                trial_of(space, candidate, number, measurement=replace(measurement, latency=faster))
+                trial_of(space, proposal, number, measurement=replace(measurement, latency=faster))
             )
-        proposed = space.decode(strategy.suggest(40).params)
+        proposed = space.decode(strategy.propose(40).params)
         bits = [choice.weight_bits for _, choice in proposed.choices if choice.weight_bits <= 8]
         return sum(bits) / len(bits)
 
@@ -109,70 +148,17 @@ def test_a_trial_outside_the_space_does_not_blind_a_strategy(space: SearchSpace,
     outside = narrow(space, 8).with_choice("layer0", Choice.of("int8_dynamic"))
     for strategy, first in ((with_outsider, outside), (without, None)):
         reason = {"state": TrialState.FAILED, "measurement": None, "reason": "died"}
-        strategy.teach(trial_of(space, first or narrow(space, 8), 0, **({} if first else reason)))
+        adopted = strategy.adopt(first or narrow(space, 8))
+        strategy.teach(trial_of(space, adopted, 0, **({} if first else reason)))
         for number in range(1, 18):
-            candidate = narrow(space, 4 + number % 5)
-            notes = strategy.notes_for_anchor({"any": 1})
-            strategy.teach(trial_of(space, candidate, number, sampler_notes=notes))
-    assert dict(with_outsider.suggest(18).params) == dict(without.suggest(18).params)
-
-
-def test_a_feasible_trial_is_complete_with_its_natural_values(space: SearchSpace) -> None:
-    trial = trial_of(space, narrow(space, 8), sampler_notes={"NSGAIISampler:generation": 2})
-    frozen = to_frozen(trial, GOALS, BASELINE, space)
-    assert frozen.state is optuna.trial.TrialState.COMPLETE
-    assert trial.measurement is not None
-    assert frozen.values == [trial.measurement.accuracy.value, trial.measurement.latency.latency_ms]
-    assert frozen.params == trial.params
-    assert frozen.constraints["max_accuracy_drop"] <= 0.0
-    assert frozen.user_attrs["digest"] == trial.digest
-    assert frozen.user_attrs["origin"] == "tpe"
-    assert frozen.system_attrs["NSGAIISampler:generation"] == 2
-    assert frozen.duration is not None
-    assert frozen.duration.total_seconds() == 2.5
-
-
-def test_a_trial_that_breaks_a_bound_is_complete_with_a_positive_constraint(space: SearchSpace) -> None:
-    frozen = to_frozen(trial_of(space, narrow(space, 4)), GOALS, BASELINE, space)
-    assert frozen.state is optuna.trial.TrialState.COMPLETE
-    assert frozen.constraints["max_accuracy_drop"] > 0.0
-
-
-def test_a_failed_trial_is_failed_with_a_reason_that_fits_the_database(space: SearchSpace) -> None:
-    trial = trial_of(space, narrow(space, 8), state=TrialState.FAILED, measurement=None, reason="x" * 10_000)
-    frozen = to_frozen(trial, GOALS, BASELINE, space)
-    assert frozen.state is optuna.trial.TrialState.FAIL
-    assert 0 < len(frozen.user_attrs["reason"]) < 2_000
-    assert frozen.params == trial.params
-    assert frozen.constraints == {}
-
-
-def test_a_repeated_trial_has_the_values_and_says_so(space: SearchSpace) -> None:
-    frozen = to_frozen(trial_of(space, narrow(space, 8), state=TrialState.REPEATED), GOALS, BASELINE, space)
-    assert frozen.state is optuna.trial.TrialState.COMPLETE
-    assert frozen.user_attrs["repeated"] is True
-
-
-def test_a_trial_outside_the_space_has_values_and_no_parameters(space: SearchSpace) -> None:
-    outside = narrow(space, 8).with_choice("layer0", Choice.of("int8_dynamic"))
-    frozen = to_frozen(trial_of(space, outside), GOALS, BASELINE, space)
-    assert frozen.params == {}
-    assert frozen.state is optuna.trial.TrialState.COMPLETE
-
-
-def test_frozen_trials_survive_a_database_and_optuna_agrees_on_feasibility(
-    space: SearchSpace, sqlite_url: str
-) -> None:
-    study = optuna.create_study(storage=sqlite_url, directions=GOALS.directions)
-    for number, bits in enumerate((4, 8)):
-        study.add_trial(to_frozen(trial_of(space, narrow(space, bits), number), GOALS, BASELINE, space))
-    assert [trial.number for trial in study.best_trials] == [1]
-    assert study.trials[1].params == space.encode(narrow(space, 8))
+            adopted = strategy.adopt(narrow(space, 4 + number % 5))
+            strategy.teach(trial_of(space, adopted, number))
+    assert dict(with_outsider.propose(18).params) == dict(without.propose(18).params)
 
 
 def test_importing_the_strategies_imports_neither_optuna_nor_torch() -> None:
     code = (
-        "import sys, autoq.search.engine, autoq.search.strategies; "
+        "import sys, autoq.search.engine, autoq.search.strategies, autoq.search.guided; "
         "sys.exit(bool({'optuna', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -182,6 +168,6 @@ def test_making_a_study_is_silent_and_leaves_optunas_log_level_alone(
     space: SearchSpace, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = optuna.logging.get_verbosity()
-    strategy_on("tpe", space).suggest(0)
+    strategy_on("tpe", space).propose(0)
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr().err == ""

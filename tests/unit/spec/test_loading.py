@@ -61,7 +61,7 @@ def test_a_minimal_spec_takes_the_documented_defaults(tmp_path: Path) -> None:
         "time_budget_s": None,
         "patience": None,
         "seed": 0,
-        "strategy": "tpe",
+        "strategy": "guided",
         "trial_timeout_s": 120.0,
         "trial_memory_mb": 4096,
         "racing": True,
@@ -179,7 +179,7 @@ BAD = [
     ({"search": {"time_budget_s": 0}}, "search.time_budget_s: expected a number greater than 0, got 0"),
     (
         {"search": {"strategy": "magic"}},
-        "search.strategy: expected 'tpe', 'nsga2', 'gp' or 'random', got 'magic'",
+        "search.strategy: expected 'guided', 'tpe', 'nsga2', 'gp' or 'random', got 'magic'",
     ),
     ({"search": 5}, "search: expected a mapping, got 5"),
     (

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from autoq.graph.float_model import build_float_model
-from autoq.targets.profile import latency_shares
+from autoq.targets.profile import latency_shares, seconds_by_block
 from autoq.testing.models import attention, mlp, residual_cnn, token_classifier
 
 
@@ -22,7 +22,29 @@ def test_shares_belong_to_layers_and_do_not_exceed_the_whole(
     assert sum(shares.values()) <= 1.0 + 1e-9
 
 
-def test_layers_are_found_again_after_fusion() -> None:
-    model = build_float_model(ir.from_proto(residual_cnn()))
+@pytest.mark.parametrize("build", [residual_cnn, mlp, attention, token_classifier])
+def test_layers_are_found_again_after_fusion(build: Callable[[], onnx.ModelProto]) -> None:
+    model = build_float_model(ir.from_proto(build()))
     shares = latency_shares(model)
     assert set(shares) == {layer.name for layer in model.summary.layers}
+
+
+@pytest.mark.parametrize("build", [residual_cnn, mlp])
+def test_layers_are_found_by_values_named_after_scopes(build: Callable[[], onnx.ModelProto]) -> None:
+    """As TorchScript's exporter names them: `/layer1/conv1/output_0`."""
+    proto = build()
+    outputs = {value.name for value in proto.graph.output}
+    made = {name for node in proto.graph.node for name in node.output} - outputs
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"/{name}/output_0" if name in made else name for name in names]
+    model = build_float_model(ir.from_proto(proto))
+    assert set(latency_shares(model)) == {layer.name for layer in model.summary.layers}
+
+
+def test_kernels_of_layers_and_of_weightless_ops_are_summed_by_block() -> None:
+    model = build_float_model(ir.from_proto(residual_cnn()))
+    add = next(op.name for op in model.summary.ops if op.op == "Add")
+    conv = next(node for node in model.graph.graph if node.name == "stem")
+    seconds = {"stem": 1.0, str(conv.outputs[0].name): 2.0, add: 4.0, "ReorderOutput": 8.0}
+    assert seconds_by_block(seconds, model) == {"stem": 3.0, add: 4.0}

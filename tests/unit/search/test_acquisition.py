@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autoq.core.choices import Candidate, Choice
+from autoq.core.measurements import Measurement
+from autoq.search.acquisition import Forecast, Worth
+from autoq.search.goals import Constraints, Goals, Objective
+from autoq.testing.synthetic import synthetic_baseline, synthetic_measurement
+
+BASELINE = synthetic_baseline()  # 1 ms, 4,000 bytes, accuracy 0.9
+BOTH = (Objective.ACCURACY, Objective.LATENCY)
+
+
+def measured(drop: float, latency_ms: float, *, n_bytes: int = 2_000) -> Measurement:
+    found = synthetic_measurement(Candidate.of({"layer": Choice.of("int8")}))
+    return replace(
+        found,
+        accuracy=replace(found.accuracy, drop=drop, value=0.9 - drop),
+        latency=replace(found.latency, latency_ms=latency_ms),
+        size=replace(found.size, size_bytes=n_bytes, bundle_bytes=n_bytes // 2),
+    )
+
+
+def forecast(*points: tuple[float, float], sd: float = 1e-6, size: float = 0.5) -> Forecast:
+    """Points (drop, latency ratio), all equally sure."""
+    drop, latency = (np.array(one, np.float64) for one in zip(*points, strict=True))
+    doubt, sizes = np.full(len(points), sd), np.full(len(points), size)
+    return Forecast(drop, doubt, latency, doubt, sizes, sizes / 2)
+
+
+def test_the_reference_is_twice_the_drop_and_the_float_model() -> None:
+    worth = Worth(Goals(BOTH, Constraints(max_accuracy_drop=0.03)), BASELINE, [])
+    assert worth.reference == pytest.approx([0.06, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ratio"),
+    [
+        (Constraints(max_latency_ms=0.5), 0.5),
+        (Constraints(max_latency_ratio=0.4), 0.4),
+        (Constraints(max_latency_ms=0.5, max_latency_ratio=0.4), 0.4),
+        (Constraints(max_latency_ms=0.3, max_latency_ratio=0.4), 0.3),
+    ],
+)
+def test_a_budget_is_the_reference_where_there_is_one(bounds: Constraints, ratio: float) -> None:
+    worth = Worth(Goals(BOTH, bounds), BASELINE, [])
+    assert worth.max_latency == pytest.approx(ratio)
+    assert worth.reference[1] == pytest.approx(np.log(ratio), abs=1e-5)
+
+
+def test_what_is_slower_than_the_budget_gains_nothing_and_right_at_it_counts() -> None:
+    worth = Worth(Goals(BOTH, Constraints(max_latency_ratio=0.5)), BASELINE, [])
+    gains = worth.front_gain(forecast((0.001, 0.6), (0.001, 0.5), (0.001, 0.4)))
+    assert gains[0] == 0.0
+    assert 0.0 < gains[1] < gains[2]
+
+
+def test_a_sure_candidate_that_is_dominated_gains_nothing_and_one_that_dominates_does() -> None:
+    worth = Worth(Goals(BOTH), BASELINE, [measured(0.01, 0.5)])
+    gains = worth.front_gain(forecast((0.012, 0.6), (0.01, 0.5), (0.012, 0.4), (0.005, 0.4)))
+    assert gains[:2] == pytest.approx([0.0, 0.0], abs=1e-3)
+    assert gains[2] > 0.01
+    assert gains[3] > gains[2]
+
+
+def test_doubt_makes_a_dominated_candidate_worth_something() -> None:
+    worth = Worth(Goals(BOTH), BASELINE, [measured(0.01, 0.5)])
+    dominated = (0.012, 0.5)
+    assert worth.front_gain(forecast(dominated, sd=0.01))[0] > worth.front_gain(forecast(dominated))[0]
+
+
+def test_the_gain_is_the_mean_over_what_the_drop_may_turn_out_to_be() -> None:
+    """Against draws of the drop, every one of them counted as measured."""
+    known = [measured(0.01, 0.5), measured(0.002, 0.8)]
+    worth = Worth(Goals(BOTH), BASELINE, known)
+    rng = np.random.default_rng(0)
+    drawn = [worth.front_gain(forecast((0.008 + 0.004 * z, 0.45)))[0] for z in rng.standard_normal(300)]
+    assert worth.front_gain(forecast((0.008, 0.45), sd=0.004))[0] == pytest.approx(np.mean(drawn), rel=0.15)
+
+
+def test_a_drop_better_than_none_counts_as_none() -> None:
+    worth = Worth(Goals(BOTH), BASELINE, [])
+    gains = worth.front_gain(forecast((-0.01, 0.5), (0.0, 0.5)))
+    assert gains[0] == pytest.approx(gains[1], rel=1e-3)
+
+
+def test_the_chance_is_that_of_keeping_every_bound() -> None:
+    bounds = Constraints(max_accuracy_drop=0.02, max_latency_ratio=0.5, max_size_bytes=2_400)
+    worth = Worth(Goals(BOTH, bounds), BASELINE, [])
+    sure = worth.chance(forecast((0.01, 0.4), (0.03, 0.4), (0.01, 0.6)))
+    assert sure == pytest.approx([1.0, 0.0, 0.0])
+    assert worth.chance(forecast((0.02, 0.5), sd=0.01)) == pytest.approx([0.25])
+    assert worth.chance(forecast((0.01, 0.4), size=0.7)).tolist() == [0.0]
+
+
+def test_with_no_bound_everything_is_kept() -> None:
+    worth = Worth(Goals(BOTH), BASELINE, [])
+    assert not worth.has_bounds
+    assert worth.chance(forecast((0.5, 2.0))).tolist() == [1.0]
+    assert worth.excess(forecast((0.5, 2.0))).tolist() == [0.0]
+
+
+def test_with_a_drop_alone_the_faster_is_the_better() -> None:
+    worth = Worth(Goals(BOTH, Constraints(max_accuracy_drop=0.02)), BASELINE, [measured(0.01, 0.5)])
+    gains = worth.best_gain(forecast((0.001, 0.6), (0.015, 0.4), (0.03, 0.3)))
+    assert gains[1] == pytest.approx(np.log(0.5 / 0.4), rel=0.01)
+    assert gains[[0, 2]] == pytest.approx([0.0, 0.0], abs=1e-3)
+
+
+def test_within_a_latency_budget_the_more_accurate_is_the_better() -> None:
+    bounds = Constraints(max_latency_ratio=0.5)
+    worth = Worth(Goals(BOTH, bounds), BASELINE, [measured(0.01, 0.45), measured(0.0, 0.9)])
+    gains = worth.best_gain(forecast((0.004, 0.49), (0.002, 0.6), (0.02, 0.3)))
+    assert gains[0] > 0.0
+    assert gains[1:] == pytest.approx([0.0, 0.0], abs=1e-3)
+
+
+def test_the_excess_adds_up_how_far_bounds_are_broken() -> None:
+    bounds = Constraints(max_accuracy_drop=0.02, max_latency_ratio=0.5, max_bundle_bytes=500)
+    worth = Worth(Goals(BOTH, bounds), BASELINE, [])
+    excess = worth.excess(forecast((0.01, 0.4), (0.04, 0.4), (0.01, 1.0), (0.04, 1.0), size=0.25))
+    assert excess == pytest.approx([0.0, 1.0, 1.0, 2.0])
+    assert worth.excess(forecast((0.01, 0.4), size=0.5)) == pytest.approx([1.0])
+
+
+def test_an_estimate_is_never_the_point_to_beat() -> None:
+    raced = measured(0.0, 0.1)
+    raced = replace(raced, accuracy=replace(raced.accuracy, is_estimate=True))
+    goals = Goals(BOTH, Constraints(max_accuracy_drop=0.02))
+    gain = Worth(goals, BASELINE, [measured(0.01, 0.5), raced]).best_gain(forecast((0.01, 0.4)))
+    assert gain[0] > 0.1

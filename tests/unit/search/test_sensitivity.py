@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_guides import chain, layer_slot
+
+from autoq.core.choices import AS_IT_IS, Choice, Format, Rewrites
+from autoq.search.guide import ErrorProbe, Guide, Option, Slot
+from autoq.search.sensitivity import MAX_PROBES, plan_probes, sensitivities, static_everywhere
+
+KINDS = ("weight", "static", "dynamic")
+EQUALIZED = Rewrites(equalize=True)
+Factors = dict[str, dict[str, float]]  # layer -> kind of error -> divergence per local error
+
+
+def local_error(slot: Slot, index: int, factors: dict[str, float]) -> float:
+    option = slot.options[index]
+    return option.weight_error * factors["weight"] + option.activation_error * factors.get(
+        option.error_kind, 0.0
+    )
+
+
+def drawn_factors(guide: Guide, seed: int = 0) -> Factors:
+    rng = np.random.default_rng(seed)
+    return {
+        slot.name: {kind: float(10.0 ** rng.uniform(-1, 1)) for kind in KINDS}
+        for slot in guide.usual
+        if slot.is_layer
+    }
+
+
+def probed(guide: Guide, factors: Factors, *, op_cost: float = 0.0) -> Guide:
+    """Answer every planned probe by the law that the module supposes."""
+    probes = []
+    for plan in plan_probes(guide):
+        total = 0.0
+        for slot in guide.usual:
+            if slot.name in plan.chosen:
+                at = plan.chosen[slot.name]
+                total += local_error(slot, at, factors[slot.name]) if slot.is_layer else op_cost
+        probes.append(ErrorProbe(plan.rewrites, plan.chosen, total))
+    return replace(guide, error_probes=tuple(probes))
+
+
+def test_known_factors_come_back_from_the_probes() -> None:
+    guide = chain(8)
+    factors = drawn_factors(guide)
+    costs = sensitivities(probed(guide, factors))[AS_IT_IS]
+    for slot, found in zip(guide.usual, costs, strict=True):
+        truth = [local_error(slot, at, factors[slot.name]) for at in range(len(slot.options))]
+        assert found == pytest.approx(truth, rel=0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-2, 1e2, 1e3])
+def test_a_layer_unlike_all_others_keeps_its_factor(factor: float) -> None:
+    guide = chain(8)
+    factors = {slot.name: dict.fromkeys(KINDS, 1.0) for slot in guide.usual}
+    factors["layer03"] = dict.fromkeys(KINDS, factor)
+    costs = sensitivities(probed(guide, factors))[AS_IT_IS]
+    assert costs[3][1:] == pytest.approx(factor * costs[4][1:], rel=0.1)
+
+
+def test_a_layer_that_costs_nothing_is_not_given_the_factor_of_others() -> None:
+    guide = chain(8)
+    factors = {slot.name: dict.fromkeys(KINDS, 1.0) for slot in guide.usual}
+    factors["layer03"] = dict.fromkeys(KINDS, 0.0)
+    costs = sensitivities(probed(guide, factors))[AS_IT_IS]
+    assert costs[3].max() < 1e-3 * costs[4].max()
+
+
+def test_layers_are_ranked_by_what_they_cost_and_not_by_their_local_errors() -> None:
+    guide = chain(6)  # all layers err alike
+    factors = {
+        slot.name: dict.fromkeys(("weight", "static", "dynamic"), 2.0**at)
+        for at, slot in enumerate(guide.usual)
+    }
+    costs = sensitivities(probed(guide, factors))[AS_IT_IS]
+    last = [float(one[-1]) for one in costs]
+    assert last == sorted(last)
+    assert last[-1] > 20 * last[0]
+
+
+def test_float_costs_nothing() -> None:
+    guide = chain(4, group=True)
+    costs = sensitivities(probed(guide, drawn_factors(guide), op_cost=0.3))[AS_IT_IS]
+    assert [one[0] for one in costs] == [0.0] * 5
+
+
+def test_without_probes_local_errors_stand_in() -> None:
+    guide = chain(3, group=True)
+    costs = sensitivities(guide)[AS_IT_IS]
+    for slot, found in zip(guide.usual[:-1], costs, strict=False):
+        assert found == pytest.approx([one.weight_error + one.activation_error for one in slot.options])
+    assert costs[-1].tolist() == [0.0, 0.0]
+
+
+def test_a_layer_whose_probe_failed_has_the_factor_that_is_common() -> None:
+    guide = chain(5)
+    whole = probed(
+        guide, {slot.name: dict.fromkeys(("weight", "static", "dynamic"), 7.0) for slot in guide.usual}
+    )
+    left = tuple(probe for probe in whole.error_probes if "layer02" not in probe.chosen)
+    assert len(left) < len(whole.error_probes)
+    costs = sensitivities(replace(whole, error_probes=left))[AS_IT_IS]
+    assert costs[2] == pytest.approx(costs[1], rel=0.05)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=7, max_size=7), st.booleans())
+def test_fewer_bits_never_look_better(errors: list[int], has_probes: bool) -> None:
+    """Whatever the local errors say: a solver would take a gain that only noise promises."""
+    bits = (8, 7, 6, 5, 4, 3, 2)
+    options = [
+        Option(Choice.of(Format.INT8, weight_bits=n), "int8/channel", error / 1000)
+        for n, error in zip(bits, errors, strict=True)
+    ]
+    slot = Slot("layer", "Conv", tuple(options))
+    guide = Guide({AS_IT_IS: (slot,)}, (), {})
+    if has_probes:
+        guide = replace(guide, error_probes=(ErrorProbe(AS_IT_IS, {"layer": 3}, 0.5),))
+    (costs,) = sensitivities(guide)[AS_IT_IS]
+    assert (np.diff(costs) >= 0.0).all()
+    assert (costs >= 0.0).all()
+
+
+def test_options_that_differ_in_more_than_bits_are_not_compared() -> None:
+    guide = chain(1)
+    (costs,) = sensitivities(probed(guide, {"layer00": {"weight": 1.0, "static": 100.0, "dynamic": 0.01}}))[
+        AS_IT_IS
+    ]
+    by_label = {str(one.what): cost for one, cost in zip(guide.usual[0].options, costs, strict=True)}
+    assert by_label["int8/channel/minmax"] > by_label["int8_dynamic/channel w6"]
+
+
+def test_a_format_that_cannot_hold_the_weights_is_as_bad_as_losing_the_layer() -> None:
+    slot = layer_slot("layer")
+    hopeless = replace(slot.options[2], weight_error=float("inf"), activation_error=float("nan"))
+    slot = replace(slot, options=(*slot.options[:2], hopeless, *slot.options[3:]))
+    (costs,) = sensitivities(Guide({AS_IT_IS: (slot,)}, (), {}))[AS_IT_IS]
+    assert np.isfinite(costs).all()
+    assert costs[2] >= 1.0
+
+
+def test_a_model_whose_outputs_are_not_finite_shuns_what_was_compressed() -> None:
+    guide = probed(chain(4, group=True), drawn_factors(chain(4)), op_cost=0.1)
+    broken = tuple(
+        replace(probe, divergence=float("inf"))
+        if probe.chosen.keys() == {"layer01"} or "graph/add" in probe.chosen
+        else probe
+        for probe in guide.error_probes
+    )
+    costs = sensitivities(replace(guide, error_probes=broken))[AS_IT_IS]
+    assert all(np.isfinite(one).all() for one in costs)
+    others = max(one.max() for at, one in enumerate(costs) if at not in (1, 4))
+    assert costs[1][-1] > others
+    assert costs[4][1] > 1.0
+
+
+def test_each_kind_of_error_of_each_layer_is_probed_alone_in_a_small_model() -> None:
+    guide = chain(4)
+    plans = plan_probes(guide)
+    assert all(len(plan.chosen) == 1 for plan in plans)
+    told = Counter(name for plan in plans for name in plan.chosen)
+    assert told == {slot.name: 3 for slot in guide.usual}  # weights, static inputs, dynamic inputs
+    for plan in plans:
+        ((name, index),) = plan.chosen.items()
+        slot = next(one for one in guide.usual if one.name == name)
+        assert not slot.options[index].is_float
+
+
+@pytest.mark.parametrize("n_layers", [60, 300])
+def test_the_number_of_probes_does_not_grow_with_the_layers(n_layers: int) -> None:
+    guide = chain(n_layers, group=True)
+    plans = plan_probes(guide)
+    assert (
+        len(plans) <= MAX_PROBES + 3 + 2
+    )  # a share of each kind is rounded; a group, and what it is told from
+    single = [plan for plan in plans if len(plan.chosen) == 1]
+    assert len(single) >= MAX_PROBES // 2
+    told = Counter(name for plan in plans for name in plan.chosen if len(plan.chosen) < n_layers)
+    assert told == {slot.name: 3 for slot in guide.usual if slot.is_layer}
+
+
+def test_shared_probes_still_tell_parts_of_a_deep_model_apart() -> None:
+    guide = chain(300)
+    factors = {
+        slot.name: dict.fromkeys(KINDS, 10.0 if at < 100 else 0.1) for at, slot in enumerate(guide.usual)
+    }
+    costs = sensitivities(probed(guide, factors))[AS_IT_IS]
+    first, last = (np.array([one[-1] for one in costs[part]]) for part in (slice(0, 90), slice(110, 300)))
+    assert first.min() > 5 * np.median(last)
+
+
+def test_a_group_is_probed_beside_static_layers_and_costs_the_difference() -> None:
+    guide = chain(4, group=True)
+    plans = plan_probes(guide)
+    static = static_everywhere(guide.usual)
+    assert static == dict.fromkeys([slot.name for slot in guide.usual if slot.is_layer], 1)
+    assert [dict(plan.chosen) for plan in plans[-2:]] == [static, {**static, "graph/add": 1}]
+    costs = sensitivities(probed(guide, drawn_factors(guide), op_cost=0.3))[AS_IT_IS]
+    assert costs[-1] == pytest.approx([0.0, 0.3])
+
+
+def test_a_group_that_seems_to_help_costs_nothing() -> None:
+    guide = chain(4, group=True)
+    costs = sensitivities(probed(guide, drawn_factors(guide), op_cost=-1e-4))[AS_IT_IS]
+    assert costs[-1].tolist() == [0.0, 0.0]
+
+
+def test_another_float_model_learns_weights_from_the_first_and_activations_from_its_own_probes() -> None:
+    guide = chain(3, rewrites=(AS_IT_IS, EQUALIZED))
+    plans = plan_probes(guide)
+    of_rewritten = [plan for plan in plans if plan.rewrites == EQUALIZED]
+    assert len(of_rewritten) == 2 * 3
+    usual = {slot.name: {"weight": 4.0, "static": 2.0, "dynamic": 2.0} for slot in guide.usual}
+    tamed = {slot.name: {"weight": 4.0, "static": 0.1, "dynamic": 2.0} for slot in guide.usual}
+    first, second = (probed(guide, one).error_probes for one in (usual, tamed))
+    mixed = [a if a.rewrites == AS_IT_IS else b for a, b in zip(first, second, strict=True)]
+    costs = sensitivities(replace(guide, error_probes=tuple(mixed)))
+    for before, after in zip(costs[AS_IT_IS], costs[EQUALIZED], strict=True):
+        assert after[1] < 0.3 * before[1]  # static
+        assert after[-1] == pytest.approx(before[-1], rel=0.25)  # dynamic, four bits: weights

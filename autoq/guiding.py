@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from autoq.core.errors import TrialError
 from autoq.core.layers import Layer
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.statistics import Z
+from autoq.graph.float_model import FloatModel
 from autoq.home import Home
 from autoq.preparation import Preparation, timed
 from autoq.search.anchors import Anchor
@@ -109,6 +110,7 @@ class _Opened:
     """A float model with what its candidates are made by."""
 
     rewrites: Rewrites
+    model: FloatModel
     stitcher: Stitcher
     built: frozenset[tuple[str, WeightChoice]]  # variants that exist
 
@@ -119,23 +121,29 @@ def _unprobed(ready: Preparation, sources: Mapping[Rewrites, Source], home: Home
     opened = [
         _open(ready, sources[rewrites], rewrites, home) for rewrites in ordered if _offers(ready, rewrites)
     ]
-    layers = {layer.name: layer for layer in ready.model.summary.layers}
     grouped = [group for group in ready.space.graph if len(group.precisions) > 1]
     slots = {
         one.rewrites: tuple(
-            [_layer_slot(layer, layers[layer.name], one) for layer in ready.space.layers]
+            [_layer_slot(layer, one, opened[0].built) for layer in ready.space.layers]
             + [_group_slot(group) for group in grouped]
         )
         for one in opened
     }
     free = {op for group in grouped for op in group.ops}
     fixed = {name: precision for name, precision in ready.space.decode({}).graph if name not in free}
-    first = opened[0].stitcher
-    weights_bytes = sum(4 * layer.n_params for layer in layers.values())
+    first, of_first = opened[0].stitcher, next(iter(slots.values()))
+    weights_bytes = sum(4 * layer.n_params for layer in ready.model.summary.layers)
+    ratios, whole = _kernel_ratios(ready, opened[0], of_first)
+    narrowed = {
+        one.rewrites: _kernel_ratios(ready, one, slots[one.rewrites], whole)[0]
+        for one in opened
+        if one.rewrites.widths
+    }
     return Guide(
         slots,
-        borders=_borders(first, next(iter(slots.values()))),
-        kernel_ratios=_kernel_ratios(ready, first, next(iter(slots.values()))),
+        borders=_borders(first, of_first),
+        kernel_ratios=ratios,
+        narrowed_ratios=narrowed,
         fixed_ops=fixed,
         float_bundle_bytes=first.fixed_bundle_bytes,
         float_size_bytes=max(ready.model.summary.size_bytes - weights_bytes, 0),
@@ -151,7 +159,7 @@ def _open(ready: Preparation, source: Source, rewrites: Rewrites, home: Home) ->
     kept = (*load_source(home, SourceKeys.of(source)), source.statistics_key)
     stitcher = build_stitcher(home, kept, ready.target)
     built, _ = built_ahead(ready.space, ready.anchors, rewrites, source.model.summary.layers)
-    return _Opened(rewrites, stitcher, frozenset(built))
+    return _Opened(rewrites, kept[0], stitcher, frozenset(built))
 
 
 def _choices(layer: LayerSpace) -> list[Choice]:
@@ -165,8 +173,10 @@ def _choices(layer: LayerSpace) -> list[Choice]:
     return list(dict.fromkeys(found))
 
 
-def _layer_slot(space: LayerSpace, layer: Layer, opened: _Opened) -> Slot:
-    built = [one for one in _choices(space) if (layer.name, WeightChoice.of(one)) in opened.built]
+def _layer_slot(space: LayerSpace, opened: _Opened, offered: Container[tuple[str, WeightChoice]]) -> Slot:
+    """One layer on one float model; options are those offered on the first, whatever is built here."""
+    layer = next(one for one in opened.model.summary.layers if one.name == space.name)
+    built = [one for one in _choices(space) if (layer.name, WeightChoice.of(one)) in offered]
     options = tuple(_option(layer, choice, opened.stitcher) for choice in built or [space.decode({})])
     shape = "x".join(map(str, layer.weight_shape))
     return Slot(layer.name, f"{layer.op} {shape} /{layer.group}", options)
@@ -214,23 +224,32 @@ def _borders(stitcher: Stitcher, slots: Sequence[Slot]) -> tuple[Border, ...]:
 
 
 def _kernel_ratios(
-    ready: Preparation, stitcher: Stitcher, slots: Sequence[Slot]
-) -> dict[str, dict[str, float]]:
-    """Profile the float model and one uniform candidate a kernel; shares of the float model's kernel time."""
+    ready: Preparation, opened: _Opened, slots: Sequence[Slot], whole: float = 0.0
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Profile a float model and one uniform candidate a kernel.
+
+    Args:
+        ready: The search.
+        opened: The float model.
+        slots: Its slots.
+        whole: Kernel time, in seconds, that shares are of; the float model's own by default.
+
+    Returns:
+        Shares by slot and kernel, and the time that they are of.
+    """
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     owner = {name: slot.name for slot in slots for name in (slot.ops or (slot.name,))}
-    whole = 0.0
     for candidate in _profiled(ready.anchors, slots):
-        seconds = _profile(ready, stitcher, candidate)
+        seconds = _profile(ready, opened.stitcher, candidate)
         whole = whole or sum(seconds.values()) or 1.0
         spent: defaultdict[str, float] = defaultdict(float)
-        for block, one in seconds_by_block(seconds, ready.model).items():
+        for block, one in seconds_by_block(seconds, opened.model).items():
             spent[owner.get(block, "")] += one
         for slot in slots:
             kernel = _kernel_of(slot, candidate)
             if slot.name in spent and kernel is not None:
                 found[slot.name].setdefault(kernel, spent[slot.name] / whole)
-    return dict(found)
+    return dict(found), whole
 
 
 def _profiled(anchors: Sequence[Anchor], slots: Sequence[Slot]) -> Iterator[Candidate]:

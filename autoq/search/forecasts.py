@@ -13,6 +13,7 @@ from autoq.search.acquisition import Forecast
 from autoq.search.drop_model import DropModel, Seen
 from autoq.search.guide import Floats, Guide, Stitch
 from autoq.search.latency_model import LatencyModel, Timing
+from autoq.search.sensitivity import offsets
 
 _LIKENESS = 0.3  # share of the divergence in which two candidates differ that makes them strangers
 _SHRINK = 0.3  # weight of "the sum is right" against trials that say it is not
@@ -31,6 +32,7 @@ class Forecaster:
         trials: Sequence[tuple[Stitch, Measurement]],
     ) -> None:
         self._guide, self._costs, self._baseline = guide, costs, baseline
+        self._offsets = offsets(guide)
         timings = [
             Timing(stitch, probe.ratio, probe.error)
             for probe in guide.latency_probes
@@ -73,7 +75,7 @@ class Forecaster:
         return intercept + slope * self._guide.bytes_of(stitches, bundle=True)
 
     def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
-        """Sum of what the slots of each stitch add; (n,)."""
+        """Sum of what the float model and the slots of each stitch add; (n,)."""
         return np.array([self._parts(stitch).sum() for stitch in stitches], np.float64)
 
     def divergence(self, stitches: Sequence[Stitch]) -> Floats:
@@ -82,7 +84,7 @@ class Forecaster:
 
     def _divergence(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """The corrected sum, and how much doubt trials alike leave, from 1 for none down to 0; each (n,)."""
-        shape = len(stitches), len(self._guide.usual)
+        shape = len(stitches), 1 + len(self._guide.usual)
         parts = np.array([self._parts(stitch) for stitch in stitches], np.float64).reshape(shape)
         sums = parts.sum(axis=1)
         weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
@@ -98,7 +100,8 @@ class Forecaster:
 
     def _parts(self, stitch: Stitch) -> Floats:
         table = self._costs[stitch.rewrites]
-        return np.array([costs[option] for costs, option in zip(table, stitch.options, strict=True)])
+        of_slots = (costs[option] for costs, option in zip(table, stitch.options, strict=True))
+        return np.array([self._offsets[stitch.rewrites], *of_slots])
 
     def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:
         return self.divergence_sum([stitch])[0] if measurement.divergence is None else measurement.divergence

@@ -132,6 +132,8 @@ class Guide:
     float_size_bytes: int = 0
     error_probes: tuple[ErrorProbe, ...] = ()
     latency_probes: tuple[LatencyProbe, ...] = ()
+    # `kernel_ratios` of float models that are narrower: other shapes take other times.
+    narrowed_ratios: Mapping[Rewrites, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def rewrites(self) -> tuple[Rewrites, ...]:
@@ -229,6 +231,10 @@ class Guide:
             "latency_probes": [
                 [one.candidate.to_json(), one.ratio, one.error] for one in self.latency_probes
             ],
+            "narrowed_ratios": [
+                [rewrites.to_json(), {slot: dict(ratios) for slot, ratios in by_slot.items()}]
+                for rewrites, by_slot in self.narrowed_ratios.items()
+            ],
         }
 
     @staticmethod
@@ -252,6 +258,9 @@ class Guide:
                 LatencyProbe(Candidate.from_json(candidate), ratio, error)
                 for candidate, ratio, error in data["latency_probes"]
             ),
+            narrowed_ratios={
+                Rewrites.from_json(rewrites): by_slot for rewrites, by_slot in data.get("narrowed_ratios", [])
+            },
         )
 
 

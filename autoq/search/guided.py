@@ -10,7 +10,7 @@ and what it turns out to be corrects the next forecast.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,10 @@ class GuidedStrategy:
                     changed = change.apply(changed)
                 text = f"trial {parent} changed"
                 ideas.setdefault(changed, Idea(changed, "flip", text, changes=changes))
+            for rewrites in self._guide.rewrites:
+                if rewrites != stitch.rewrites and (rewrites.widths or stitch.rewrites.widths):
+                    resized = replace(stitch, rewrites=rewrites)
+                    ideas.setdefault(resized, Idea(resized, "flip", f"trial {parent} at another width"))
         return list(ideas.values())
 
     def _parents(self, trials: Sequence[TrialRecord]) -> list[tuple[int, Stitch]]:

@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autoq.core.choices import Choice
+from autoq.core.choices import Choice, Rewrites
 from autoq.search.guide import Floats, Guide, Option, Slot, Stitch
 
 # How many times faster than float a kernel is where nobody has profiled it: roughly, they are priors.
@@ -85,7 +85,7 @@ class LatencyModel:
         features, effects = self._features, self._effects
         found: dict[object, Prices] = {}
         for position, rewrites in enumerate(self._guide.rewrites):
-            options = tuple(np.maximum(one, 0.0) for one in features.option_prices(effects))
+            options = tuple(np.maximum(one, 0.0) for one in features.option_prices(effects, rewrites))
             fixed = features.rest + effects[0] + effects[features.of_rewrites.start + position]
             found[rewrites] = Prices(float(fixed), options, np.maximum(features.border_prices(effects), 0.0))
         return found
@@ -112,15 +112,21 @@ class LatencyModel:
         return effects
 
 
+_Columns = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
+
 class _Features:
     """Effects of a guide: t0, rewrites, conversions, then kernels, ties and slots, times the slot's time."""
 
     def __init__(self, guide: Guide) -> None:
         self._guide = guide
-        slots = guide.usual
-        self._means = _prior_means(slots, guide.kernel_ratios)
+        self._means = {
+            rewrites: _prior_means(slots, guide.narrowed_ratios.get(rewrites, guide.kernel_ratios))
+            for rewrites, slots in guide.slots.items()
+        }
+        usual = self._means[guide.rewrites[0]]
         float_share = sum(
-            float(means[index]) for means, index in zip(self._means, guide.float_options, strict=True)
+            float(means[index]) for means, index in zip(usual, guide.float_options, strict=True)
         )
         self.rest = max(1.0 - float_share, 0.0)
         self.of_rewrites = slice(1, 1 + len(guide.rewrites))
@@ -129,19 +135,21 @@ class _Features:
         at += 4
         index: dict[tuple[str, ...], int] = {}
         sds: list[float] = [_REST_SD, *([_REWRITE_SD] * len(guide.rewrites)), *([_CONVERSION_SD] * 4)]
-        self._columns: list[np.ndarray[tuple[int, int], np.dtype[np.int64]]] = []  # (options, 3) of each slot
-        for slot in slots:
-            rows = []
-            for option in slot.options:
-                keys = [(option.kernel,), (option.kernel, slot.tie), (option.kernel, slot.tie, slot.name)]
-                for key, sd in zip(keys, (_KERNEL_SD, _TIE_SD, _SLOT_SD), strict=True):
-                    if key not in index:
-                        index[key] = at + len(index)
-                        sds.append(sd)
-                rows.append([index[key] for key in keys])
-            self._columns.append(np.array(rows, np.int64).reshape(len(slot.options), 3))
+        self._columns: dict[Rewrites, list[_Columns]] = {}  # (options, 3) of each slot
+        for rewrites, slots in guide.slots.items():
+            self._columns[rewrites] = []
+            for slot in slots:
+                rows = []
+                for option in slot.options:
+                    keys = [(option.kernel,), (option.kernel, slot.tie), (option.kernel, slot.tie, slot.name)]
+                    for key, sd in zip(keys, (_KERNEL_SD, _TIE_SD, _SLOT_SD), strict=True):
+                        if key not in index:
+                            index[key] = at + len(index)
+                            sds.append(sd)
+                    rows.append([index[key] for key in keys])
+                self._columns[rewrites].append(np.array(rows, np.int64).reshape(len(slot.options), 3))
         self.sds: Floats = np.array(sds)
-        names = {slot.name: position for position, slot in enumerate(slots)}
+        names = {slot.name: position for position, slot in enumerate(guide.usual)}
         self._borders = [
             (names[one.writer], names[one.reader], one.elements)
             for one in guide.borders
@@ -155,16 +163,22 @@ class _Features:
 
     def design(self, stitches: Sequence[Stitch]) -> Floats:
         """Features of stitches, (n, effects)."""
-        table = np.array([one.options for one in stitches], np.int64).reshape(len(stitches), len(self._means))
+        table = np.array([one.options for one in stitches], np.int64).reshape(
+            len(stitches), len(self._guide.usual)
+        )
         rows = np.arange(len(stitches))
         design = np.zeros((len(stitches), len(self.sds)))
         design[:, 0] = 1.0
-        positions = [self._guide.rewrites.index(one.rewrites) for one in stitches]
-        design[rows, self.of_rewrites.start + np.array(positions, np.int64)] = 1.0
-        for slot, (means, columns) in enumerate(zip(self._means, self._columns, strict=True)):
-            time = means[table[:, slot]]
-            for kind in range(3):
-                design[rows, columns[table[:, slot], kind]] += time
+        positions = np.array([self._guide.rewrites.index(one.rewrites) for one in stitches], np.int64)
+        design[rows, self.of_rewrites.start + positions] = 1.0
+        for position, rewrites in enumerate(self._guide.rewrites):
+            mine = rows[positions == position]
+            for slot, (means, columns) in enumerate(
+                zip(self._means[rewrites], self._columns[rewrites], strict=True)
+            ):
+                time = means[table[mine, slot]]
+                for kind in range(3):
+                    design[mine, columns[table[mine, slot], kind]] += time
         integer = [flags[table[:, slot]] for slot, flags in enumerate(self._guide.integer)]
         for (writer, reader, _), weights in zip(self._borders, self._border_weights, strict=True):
             quantised = ~integer[writer] & integer[reader]
@@ -176,16 +190,23 @@ class _Features:
     def prior_mean(self, design: Floats) -> Floats:
         """Ratio that the profile alone foretells: each slot's time stands once under its own effect."""
         kernels = np.zeros(len(self.sds))
-        kernels[[int(column) for columns in self._columns for column in set(columns[:, 2])]] = 1.0
+        kernels[
+            [
+                int(column)
+                for of_slots in self._columns.values()
+                for columns in of_slots
+                for column in set(columns[:, 2])
+            ]
+        ] = 1.0
         converted = design[:, self._of_borders].sum(axis=1) * _CONVERSION_MEAN
         mean: Floats = self.rest + design @ kernels + converted
         return mean
 
-    def option_prices(self, effects: Floats) -> list[Floats]:
-        """What each option of each slot costs."""
+    def option_prices(self, effects: Floats, rewrites: Rewrites) -> list[Floats]:
+        """What each option of each slot costs, on one float model."""
         return [
             means * (1.0 + effects[columns].sum(axis=1))
-            for means, columns in zip(self._means, self._columns, strict=True)
+            for means, columns in zip(self._means[rewrites], self._columns[rewrites], strict=True)
         ]
 
     def border_prices(self, effects: Floats) -> Floats:

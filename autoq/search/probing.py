@@ -43,8 +43,10 @@ def _pool(guide: Guide, rng: np.random.Generator) -> list[Stitch]:
     """Draw stitches; each option is the gentlest of its kernel."""
     gentlest = [_gentlest(slot.options) for slot in guide.usual]
     kernels = list(dict.fromkeys(kernel for options in gentlest for kernel in options))
+    # Narrower models have shapes of their own to learn of; what else is rewritten moves no time.
+    contexts = [guide.rewrites[0], *(one for one in guide.rewrites[1:] if one.widths)]
     stitches = []
-    for _ in range(_POOL):
+    for at in range(_POOL):
         chance = rng.choice(_SWITCH_CHANCES)
         favoured = rng.choice(kernels)
         options = []
@@ -52,7 +54,7 @@ def _pool(guide: Guide, rng: np.random.Generator) -> list[Stitch]:
             if rng.random() < chance or favoured not in offered:
                 favoured = rng.choice(list(offered))
             options.append(offered[favoured])
-        stitches.append(Stitch(guide.rewrites[0], tuple(options)))
+        stitches.append(Stitch(contexts[at % len(contexts)], tuple(options)))
     return stitches
 
 

@@ -22,6 +22,7 @@ MAX_PROBES = 96  # for each float model: more layers than that share theirs
 _PRIOR_WEIGHT = 0.1  # of the common factor, against a measured divergence
 _LEAST = 1e-9  # divergence that is none
 _WORST = 10.0  # divergence of outputs that are not finite: more than any classifier's guessing
+_MOST_RESCALED = 4.0  # a whole model's divergence is noisy, and more than a sum
 _KINDS = ("weight", "static", "dynamic")
 
 
@@ -39,10 +40,14 @@ def plan_probes(guide: Guide, limit: int = MAX_PROBES) -> list[ProbePlan]:
     For each kind of error a layer can have, one option in which that kind weighs most. Layers with
     the largest local errors are compressed alone; where there are more than the limit allows, the rest
     share theirs, neighbours in the graph together. The number of runs does not grow with the layers then.
-    A group of weightless ops is run int8 beside the layers that its integers come from.
+    A group of weightless ops is run int8 beside the layers that its integers come from. A narrower float
+    model is run as it is and with all layers static: its factors are those of the first, times a number.
     """
     plans: list[ProbePlan] = []
     for rewrites, slots in guide.slots.items():
+        if rewrites.widths:
+            plans += _width_plans(rewrites, slots)
+            continue
         wanted = [
             (slot, kind, index)
             for slot in slots
@@ -64,20 +69,58 @@ def sensitivities(guide: Guide) -> dict[Rewrites, list[Floats]]:
     """
     found = {}
     factors_before: dict[str, Floats] = {}
+    ops_before: dict[str, Floats] = {}
     for rewrites, slots in guide.slots.items():
         probes = [
             replace(probe, divergence=min(probe.divergence, _WORST))
             for probe in guide.error_probes
             if probe.rewrites == rewrites
         ]
-        factors = _factors(slots, probes, factors_before)
+        if rewrites.widths:
+            factors = _rescaled(slots, probes, factors_before, offset=offsets(guide)[rewrites])
+        else:
+            factors, ops = _factors(slots, probes, factors_before), _op_costs(slots, probes)
+            ops_before = ops_before or ops
         factors_before = factors_before or factors
-        ops = _op_costs(slots, probes)
+        if rewrites.widths:
+            ops = ops_before
         found[rewrites] = [
             _monotone(slot, _errors(slot) @ factors[slot.name]) if slot.is_layer else ops[slot.name]
             for slot in slots
         ]
     return found
+
+
+def offsets(guide: Guide) -> dict[Rewrites, float]:
+    """Divergence of each float model from the one that was given, before any slot is compressed.
+
+    Only narrower ones compute something else; one that could not be measured counts as lost.
+    """
+    measured = {probe.rewrites: probe.divergence for probe in guide.error_probes if not probe.chosen}
+    return {
+        rewrites: min(measured.get(rewrites, _WORST), _WORST) if rewrites.widths else 0.0
+        for rewrites in guide.rewrites
+    }
+
+
+def _width_plans(rewrites: Rewrites, slots: Sequence[Slot]) -> list[ProbePlan]:
+    static = static_everywhere(slots)
+    return [ProbePlan(rewrites, {}), *([ProbePlan(rewrites, static)] if static else [])]
+
+
+def _rescaled(
+    slots: Sequence[Slot], probes: Sequence[ErrorProbe], before: Mapping[str, Floats], *, offset: float
+) -> dict[str, Floats]:
+    """Take the factors of the first float model, times what a whole narrowed model says they are off by."""
+    tables = {slot.name: _errors(slot) for slot in slots if slot.is_layer}
+    ratios = [
+        max(probe.divergence - offset, 0.0) / foretold
+        for probe in probes
+        if probe.chosen
+        and (foretold := sum(float(tables[name][at] @ before[name]) for name, at in probe.chosen.items())) > 0
+    ]
+    ratio = float(np.clip(np.median(ratios), 1.0 / _MOST_RESCALED, _MOST_RESCALED)) if ratios else 1.0
+    return {name: before[name] * ratio for name in tables}
 
 
 def _telling_options(slot: Slot) -> dict[str, int]:

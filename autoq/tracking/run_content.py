@@ -29,6 +29,7 @@ TRIAL_TAG = "autoq.trial"  # only on children
 DIGEST_TAG = "autoq.digest"
 FEASIBLE_TAG = "feasible"
 FRONT_TAG = "on_front"
+WIDTH_PREFIX = "width/"  # of channel groups that are narrower than they were: units kept
 GRAPH_PREFIX = "graph/"  # no layer name has a slash, so an op cannot shadow a layer
 
 
@@ -106,10 +107,11 @@ def score_text(spec: Mapping[str, Any], accuracy: Accuracy) -> str:
 
 
 def trial_params(candidate: Candidate) -> dict[str, str]:
-    """One parameter per layer under the layer's name, one per weightless op under `graph/`."""
+    """One parameter a layer under its name, weightless ops under `graph/`, widths under `width/`."""
     layers = {readable_name(name): str(choice) for name, choice in candidate.choices}
     ops = {GRAPH_PREFIX + readable_name(name): str(precision) for name, precision in candidate.graph}
-    return _limited(layers | ops, MAX_PARAM_LENGTH)
+    widths = {WIDTH_PREFIX + readable_name(group): str(units) for group, units in candidate.rewrites.widths}
+    return _limited(layers | ops | widths, MAX_PARAM_LENGTH)
 
 
 def trial_metrics(trial: TrialRecord) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tiny_case import N_CLASSES, NAME, run_autoq, tiny_data, write_spec
+from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, tiny_data, write_spec
 
+from autoq.search.records import TrialRecord
 from autoq.testing.models import GraphBuilder
+from autoq.tracking.run_content import trial_params
 
 SPACE: dict[str, Any] = {
     "version": 1,
@@ -48,8 +51,11 @@ class Searched:
     spec: Path
     home: Path
     said: str
-    report: dict[str, Any]
-    points: list[dict[str, Any]]
+    trials: list[TrialRecord]
+
+    @property
+    def narrowed(self) -> list[TrialRecord]:
+        return [trial for trial in self.trials if trial.candidate.rewrites.widths and trial.measurement]
 
 
 @pytest.fixture(scope="module", params=["tpe", "guided"])
@@ -58,18 +64,60 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     spec, home = write_wide_case(folder, request.param), folder / "home"
     ran = run_autoq("search", spec, "--home", home, "--json")
     assert ran.returncode == 0, ran.stderr
-    report = json.loads(ran.stdout)
-    shown = run_autoq("show", NAME, "--home", home, "--json")
-    assert shown.returncode == 0, shown.stderr
-    return Searched(spec, home, ran.stderr, report, json.loads(shown.stdout)["trials"])
+    with ledger_of(home) as ledger:
+        return Searched(spec, home, ran.stderr, ledger.load_trials(NAME))
 
 
-def narrowest(searched: Searched) -> dict[str, Any]:
-    narrowed = [point for point in searched.points if point.get("widths")]
-    assert narrowed, "no narrowed point was measured"
-    return min(narrowed, key=lambda point: sum(point["widths"].values()))
+def n_weights(path: Path) -> int:
+    """Numbers in the tensors of a file: the layers' positions are the same, so fewer are fewer products."""
+    return sum(math.prod(one.dims) for one in onnx.load(path).graph.initializer)
 
 
-def test_every_level_has_an_anchor(searched: Searched) -> None:
-    anchors = [point["origin"] for point in searched.points if "narrowed to" in point["origin"]]
-    assert [origin.rpartition(" narrowed to ")[2] for origin in anchors] == ["80 %", "50 %"]
+def test_every_level_has_an_anchor_that_was_measured(searched: Searched) -> None:
+    anchors = [one for one in searched.narrowed if " narrowed to " in one.origin]
+    assert anchors
+    assert all(one.measurement is not None and one.measurement.divergence for one in anchors)
+
+
+def test_a_group_that_is_to_stay_full_does_and_a_bound_holds(searched: Searched) -> None:
+    for trial in searched.narrowed:
+        widths = dict(trial.candidate.rewrites.widths)
+        assert not any(group.startswith("head") for group in widths)
+        assert widths.get("stem", 32) >= 16
+
+
+def test_a_narrowed_point_is_exported_applied_to_the_same_bytes_and_runs_anywhere(
+    searched: Searched, tmp_path: Path
+) -> None:
+    trial = searched.narrowed[0]
+    out, applied = tmp_path / "out", tmp_path / "applied.onnx"
+    home = ("--home", searched.home)
+    ran = run_autoq("export", NAME, *home, "--select", trial.number, "--out", out)
+    assert ran.returncode == 0, ran.stderr
+    model = searched.spec.parent / "tiny.onnx"
+    ran = run_autoq("apply", out / "recipe.yaml", "--model", model, "--out", applied)
+    assert ran.returncode == 0, ran.stderr
+    assert applied.read_bytes() == (out / "model.onnx").read_bytes()
+    assert n_weights(applied) < 0.9 * n_weights(model)
+    session = onnxruntime.InferenceSession(applied)
+    assert session.run(None, {"image": np.zeros((1, 3, 16, 16), np.float32)})[0].shape == (1, N_CLASSES)
+
+
+def test_widths_are_shown(searched: Searched) -> None:
+    trial = searched.narrowed[0]
+    ran = run_autoq("show", NAME, trial.number, "--home", searched.home, "--json")
+    assert json.loads(ran.stdout)["widths"] == dict(trial.candidate.rewrites.widths)
+    assert (
+        trial_params(trial.candidate).items()
+        >= {f"width/{group}": str(units) for group, units in trial.candidate.rewrites.widths}.items()
+    )
+
+
+def test_a_glob_that_means_no_group_is_one_line(tmp_path: Path) -> None:
+    bounds = {"latency": [0.8], "groups": {"nothing*": "full"}}
+    space = {**SPACE, "rewrites": {"widths": bounds}}
+    spec = write_wide_case(tmp_path, "tpe", {"space": space})
+    ran = run_autoq("search", spec, "--home", tmp_path / "home")
+    assert ran.returncode == 2
+    assert "space.rewrites.widths.groups: the glob 'nothing*' matches nothing" in ran.stderr
+    assert "Traceback" not in ran.stderr

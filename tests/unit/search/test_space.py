@@ -1,14 +1,34 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoq.core.choices import FLOAT, Calibration, Candidate, Choice, Format, Granularity, Precision
+from autoq.core.choices import (
+    FLOAT,
+    Calibration,
+    Candidate,
+    Choice,
+    Format,
+    Granularity,
+    Precision,
+    Rewrites,
+)
 from autoq.core.layers import OpFamily
-from autoq.search.space import CategoryParam, IntegerParam, LayerSpace, Param, SearchSpace
+from autoq.search.anchors import reference_anchor, width_anchors
+from autoq.search.space import (
+    FULL_WIDTH,
+    CategoryParam,
+    IntegerParam,
+    LayerSpace,
+    Param,
+    RewriteSpace,
+    SearchSpace,
+    WidthLevel,
+)
 from autoq.search.space_building import build_space
 from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityRange
 from autoq.testing.synthetic import SyntheticTarget, synthetic_layers, synthetic_ops
@@ -118,3 +138,50 @@ def test_bits_below_what_a_label_runs_at_are_raised_to_its_lowest() -> None:
     assert layer.bits == (2, 8)
     for (label, (low, high)), bits in itertools.product(layer.legal.items(), range(2, 9)):
         assert layer.choose(label, bits=bits).weight_bits == min(max(bits, low), high)
+
+
+def narrower() -> SearchSpace:
+    levels = (FULL_WIDTH, WidthLevel(0.8, (("a", 24),)), WidthLevel(0.5, (("a", 8), ("b", 16))))
+    return replace(SPACE, rewrites=RewriteSpace((False,), (None, 0.6), levels))
+
+
+def test_samplers_see_one_parameter_of_widths_under_the_shares_they_aim_at() -> None:
+    param = next(one for one in narrower().params if one.name == "graph/widths")
+    assert isinstance(param, CategoryParam)
+    assert param.options == ("100 %", "80 %", "50 %")
+
+
+def test_widths_go_through_parameters_and_back_with_the_usual_rewrites_only() -> None:
+    space = narrower()
+    for level in space.rewrites.widths:
+        candidate = space.decode({"graph/widths": level.label})
+        assert candidate.rewrites == Rewrites(widths=level.widths)
+        assert space.decode(space.encode(candidate) or {}) == candidate
+    both = space.decode({"graph/widths": "50 %", "graph/smooth": "0.6"})
+    assert both.rewrites == Rewrites(widths=(("a", 8), ("b", 16)))
+    assert space.rewrites.all == [
+        Rewrites(),
+        Rewrites(smooth_alpha=0.6),
+        Rewrites(widths=(("a", 24),)),
+        Rewrites(widths=(("a", 8), ("b", 16))),
+    ]
+    assert space.encode(replace(both, rewrites=Rewrites(widths=(("a", 9),)))) is None
+
+
+def test_without_widths_nothing_is_added_to_what_samplers_see() -> None:
+    assert "graph/widths" not in [param.name for param in SPACE.params]
+
+
+def test_every_level_of_width_gets_the_gentlest_static_anchor() -> None:
+    space = narrower()
+    reference = reference_anchor(space, [])
+    assert reference.name == "int8/channel/mse"
+    anchors = width_anchors(space, reference)
+    assert [one.name for one in anchors] == [
+        "int8/channel/mse narrowed to 80 %",
+        "int8/channel/mse narrowed to 50 %",
+    ]
+    assert [one.candidate.rewrites.widths for one in anchors] == [
+        level.widths for level in space.rewrites.widths[1:]
+    ]
+    assert all(one.candidate.choices == reference.candidate.choices for one in anchors)

@@ -15,6 +15,7 @@ from autoq.search.space_rules import (
     LayerRule,
     SpaceRules,
     SparsityRange,
+    WidthRule,
 )
 from autoq.spec.spaces import load_space, ready_spaces
 
@@ -197,3 +198,51 @@ def test_a_missing_space_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_space("no.yaml", tmp_path)
     assert str(caught.value) == f"{tmp_path / 'no.yaml'}: no such file"
+
+
+def space_with(widths: object, tmp_path: Path) -> SpaceRules:
+    content = {"version": 1, "layers": {"*": {"format": "fp32"}}, "rewrites": {"widths": widths}}
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_space(str(path), tmp_path).rules()
+
+
+@pytest.mark.parametrize(
+    ("widths", "rule"),
+    [
+        ("off", WidthRule()),
+        (False, WidthRule()),
+        ([0.5, 1.0, 0.8], WidthRule((0.8, 0.5))),
+        (
+            {"latency": [0.65], "groups": {"*": {"min": 0.25}, "layer1.*": "full"}},
+            WidthRule((0.65,), (("*", 0.25), ("layer1.*", 1.0))),
+        ),
+    ],
+)
+def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: WidthRule, tmp_path: Path) -> None:
+    assert space_with(widths, tmp_path).rewrites.widths == rule
+
+
+@pytest.mark.parametrize(
+    ("widths", "where", "expected"),
+    [
+        (0.5, "widths.latency", "a list"),
+        ([0.0], r"widths.latency\[0\]", "a share above 0"),
+        ([1.5], r"widths.latency\[0\]", "up to 1"),
+        ([0.5, 0.5], "widths.latency", "no entry twice"),
+        ({"latency": [0.5], "groups": {"*": {"min": 0}}}, r"groups.\*.min", "nothing may be narrowed"),
+        ({"latency": [0.5], "groups": {"*": "half"}}, r"groups.\*", "'full', or min: SHARE"),
+        ({"shares": [0.5]}, "widths.shares", "unknown key"),
+        ([0.1 * one for one in range(1, 10)], "widths.latency", "at most 8 shares"),
+    ],
+)
+def test_a_mistake_in_the_widths_is_one_line(
+    widths: object, where: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=f"rewrites.*{where}.*{expected}"):
+        space_with(widths, tmp_path)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_spaces_search_no_widths_until_they_are_switched_on(name: str, tmp_path: Path) -> None:
+    assert load_space(name, tmp_path).rules().rewrites.widths == WidthRule()

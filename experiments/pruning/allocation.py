@@ -1,13 +1,12 @@
-"""Which width each channel group should have: greedy descent of a divergence table against latency."""
+"""What the allocation of widths is made of: a table of divergences, and the profile of the int8 model."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,12 +14,11 @@ from subject import Subject
 
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.data import Feed
-from autoq.core.groups import ChannelGroup, Role
+from autoq.pruning.allocation import LatencyShares
 
 N_EXAMPLES = 128
 N_PROFILED = 30  # runs
 MAX_MEASURED = 7  # widths of a group whose divergence is measured; those between are interpolated
-_FIXED = 0.12  # share of a layer's int8 time that does not shrink with its widths
 
 
 def divergences(subject: Subject) -> dict[str, dict[int, float]]:
@@ -76,61 +74,9 @@ def kernel_shares(artifact: ModelArtifact, layers: Sequence[str], feed: Feed) ->
     return {name: medians[name] / total for name in layers if name in medians}
 
 
-class LatencyShares:
-    """Predicts what share of latency is left: that of each layer, by the widths of its two sides."""
-
-    def __init__(self, subject: Subject) -> None:
-        whole = subject.ready.model
-        names = [layer.name for layer in whole.summary.layers]
-        self._shares = kernel_shares(subject.int8(whole, subject.statistics), names, subject.example())
-        self._groups: dict[str, ChannelGroup] = {one.name: one for one in subject.narrower.groups}
-        self._rest = 1.0 - sum(self._shares.values())
-
-    def predict(self, widths: Mapping[str, int]) -> float:
-        """Return the share of the unpruned latency that is left."""
-        left: dict[str, float] = dict.fromkeys(self._shares, 1.0)
-        for name, width in widths.items():
-            group = self._groups[name]
-            for role in Role:
-                for layer in {member.layer for member in group.members if member.role is role}:
-                    if layer in left:
-                        left[layer] *= width / group.size
-        return self._rest + sum(
-            share * (_FIXED + (1.0 - _FIXED) * left[layer]) for layer, share in self._shares.items()
-        )
-
-
-def descend(
-    table: Mapping[str, Mapping[int, float]], latency: LatencyShares
-) -> Iterator[tuple[dict[str, int], float]]:
-    """Yield ever narrower width vectors: at every step the one that buys most time for its divergence.
-
-    A step may pass over several widths of a group, as divergence need not be convex in width.
-    """
-    widths = {name: max(found) for name, found in table.items()}
-    now = latency.predict(widths)
-    while True:
-        best: tuple[float, str, int, float] | None = None
-        for name, found in table.items():
-            for width in (one for one in found if one < widths[name]):
-                then = latency.predict({**widths, name: width})
-                cost = max(found[width] - found[widths[name]], 1e-6)
-                if then < now and (best is None or (now - then) / cost > best[0]):
-                    best = (now - then) / cost, name, width, then
-        if best is None:
-            return
-        _, name, width, now = best
-        widths[name] = width
-        yield dict(widths), now
-
-
-def at_targets(path: Iterator[tuple[dict[str, int], float]], targets: list[float]) -> list[dict[str, Any]]:
-    """The first vector of a descent that is predicted to be as fast as each target share."""
-    found: list[dict[str, Any]] = []
-    wanted = sorted(targets, reverse=True)
-    for widths, share in path:
-        while wanted and share <= wanted[0]:
-            found.append({"target": wanted.pop(0), "predicted": share, "widths": widths})
-        if not wanted:
-            break
-    return found
+def latency_shares(subject: Subject) -> LatencyShares:
+    """Predict what is left of the unpruned int8 model's time, by its own profile."""
+    whole = subject.ready.model
+    names = [layer.name for layer in whole.summary.layers]
+    shares = kernel_shares(subject.int8(whole, subject.statistics), names, subject.example())
+    return LatencyShares(shares, whole.summary.layers, subject.narrower.groups)

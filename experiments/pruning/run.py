@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from allocation import LatencyShares, at_targets, descend, divergences
+from allocation import divergences, latency_shares
 from subject import Finish, Subject
 
 from autoq.core.groups import ChannelGroup, Role
+from autoq.pruning.allocation import allocate
 from autoq.pruning.scores import Criterion
 
 SHARES = (0.75, 0.50, 0.35)
@@ -67,12 +68,13 @@ def criteria(subject: Subject) -> list[dict[str, Any]]:
 def allocation(subject: Subject, table: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Widths by greedy descent over all groups, on a table that `divergences` has written."""
     by_width = {name: {int(width): one for width, one in row.items()} for name, row in table.items()}
-    found = at_targets(descend(by_width, LatencyShares(subject)), TARGETS)
-    for one in found:
-        print(f"  target {one['target']}: {one['widths']}", flush=True)
-        one["snapshots"] = subject.judge(one["widths"])
-        one["refitted"], _ = subject.scores(one["widths"], Finish.REFIT)
-    return found
+    rows = []
+    for one in allocate(by_width, latency_shares(subject), TARGETS):
+        print(f"  target {one.share}: {dict(one.widths)}", flush=True)
+        row = {"target": one.share, "predicted": one.predicted, "widths": dict(one.widths)}
+        refitted, _ = subject.scores(one.widths, Finish.REFIT)
+        rows.append({**row, "snapshots": subject.judge(one.widths), "refitted": refitted})
+    return rows
 
 
 def kinds(subject: Subject) -> dict[str, list[ChannelGroup]]:

@@ -205,3 +205,19 @@ def test_a_guide_without_borders_or_with_one_slot_is_no_special_case() -> None:
     assert mean == pytest.approx([0.4], abs=0.02)
     assert np.isfinite(sd).all()
     assert LatencyModel(guide).predict([])[0].shape == (0,)
+
+
+def test_a_narrower_model_is_priced_by_its_own_profile() -> None:
+    narrow = Rewrites(widths=(("layer00", 8),))
+    guide = chain(4, rewrites=(AS_IT_IS, narrow))
+    half = {
+        name: {kernel: share / 2 for kernel, share in kernels.items()}
+        for name, kernels in guide.kernel_ratios.items()
+    }
+    model = LatencyModel(replace(guide, narrowed_ratios={narrow: half}, borders=()))
+    options = guide.float_options
+    (whole, less), _ = model.predict([Stitch(AS_IT_IS, options), Stitch(narrow, options)])
+    taken = sum(kernels["fp32"] for kernels in guide.kernel_ratios.values())
+    assert whole - less == pytest.approx(taken / 2)
+    for mine, first in zip(model.prices[narrow].options, model.prices[AS_IT_IS].options, strict=True):
+        assert mine == pytest.approx(first / 2)

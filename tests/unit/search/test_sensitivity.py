@@ -11,7 +11,7 @@ from small_guides import chain, layer_slot
 
 from autoq.core.choices import AS_IT_IS, Choice, Format, Rewrites
 from autoq.search.guide import ErrorProbe, Guide, Option, Slot
-from autoq.search.sensitivity import MAX_PROBES, plan_probes, sensitivities, static_everywhere
+from autoq.search.sensitivity import MAX_PROBES, offsets, plan_probes, sensitivities, static_everywhere
 
 KINDS = ("weight", "static", "dynamic")
 EQUALIZED = Rewrites(equalize=True)
@@ -225,3 +225,34 @@ def test_another_float_model_learns_weights_from_the_first_and_activations_from_
     for before, after in zip(costs[AS_IT_IS], costs[EQUALIZED], strict=True):
         assert after[1] < 0.3 * before[1]  # static
         assert after[-1] == pytest.approx(before[-1], rel=0.25)  # dynamic, four bits: weights
+
+
+NARROW = Rewrites(widths=(("layer00", 8),))
+
+
+def test_a_narrower_model_is_probed_as_it_is_and_with_all_layers_static_and_no_more() -> None:
+    guide = chain(12, rewrites=(AS_IT_IS, NARROW))
+    plans = [plan.chosen for plan in plan_probes(guide) if plan.rewrites == NARROW]
+    assert plans == [{}, static_everywhere(guide.usual)]
+
+
+def test_a_narrower_model_has_the_first_ones_sensitivities_times_one_number() -> None:
+    guide = chain(4, rewrites=(AS_IT_IS, NARROW))
+    known = probed(guide, drawn_factors(guide))
+    whole = sum(
+        sensitivities(known)[AS_IT_IS][at][static_everywhere(guide.usual)[slot.name]]
+        for at, slot in enumerate(guide.usual)
+    )
+    others = [probe for probe in known.error_probes if probe.rewrites == AS_IT_IS]
+    static = static_everywhere(guide.usual)
+    told = (ErrorProbe(NARROW, {}, 0.01), ErrorProbe(NARROW, static, 0.01 + 2.0 * whole))
+    costs = sensitivities(replace(known, error_probes=(*others, *told)))
+    for mine, first in zip(costs[NARROW], costs[AS_IT_IS], strict=True):
+        assert mine == pytest.approx(2.0 * first, rel=1e-6)
+
+
+def test_a_narrower_model_starts_from_its_own_divergence_and_one_that_failed_counts_as_lost() -> None:
+    guide = chain(3, rewrites=(AS_IT_IS, NARROW))
+    known = replace(guide, error_probes=(ErrorProbe(NARROW, {}, 0.25),))
+    assert offsets(known) == {AS_IT_IS: 0.0, NARROW: 0.25}
+    assert offsets(guide)[NARROW] > 1.0

@@ -70,7 +70,7 @@ def build_guide(
 
 
 def _key(ready: Preparation, sources: Mapping[Rewrites, Source]) -> str:
-    """Name a guide by everything that can change it, but for the seed: it only picks which examples are run."""
+    """Name a guide by everything that can change it, but for the seed, which picks the examples run."""
     spec = ready.spec.to_json()
     return digest_json(
         {

@@ -93,7 +93,7 @@ def search(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="tpe, nsga2, gp or random.", show_default=THE_SPECS),
+        typer.Option(metavar="NAME", help="guided, tpe, nsga2, gp or random.", show_default=THE_SPECS),
     ] = None,
     seed: Annotated[
         int | None,

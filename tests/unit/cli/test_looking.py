@@ -105,7 +105,7 @@ def test_list_shows_searches_and_an_empty_home_none(autoq: Autoq, stored: Stored
     home = stored(state=SearchState.INTERRUPTED)
     assert "interrupted" in autoq("list", "--home", home).stdout
     (search,) = json.loads(autoq("list", "--home", home, "--json").stdout)["searches"]
-    assert (search["search"], search["trials"], search["strategy"]) == ("demo", 6, "tpe")
+    assert (search["search"], search["trials"], search["strategy"]) == ("demo", 6, "guided")
     assert json.loads(autoq("list", "--home", tmp_path / "new", "--json").stdout) == {"searches": []}
 
 

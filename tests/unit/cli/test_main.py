@@ -75,8 +75,8 @@ def test_the_help_of_search_tells_every_flag_with_unit_and_default(
     assert "default: " in mine.lower()
 
 
-COMMANDS = ["search", "front", "show", "list", "delete", "export", "apply", "unbundle", "inspect"]
-COMMANDS += ["ui", "sync", "doctor", "cache"]
+COMMANDS = ["search", "front", "show", "report", "compare", "list", "delete", "export", "apply", "unbundle"]
+COMMANDS += ["inspect", "ui", "sync", "doctor", "cache"]
 
 
 def test_every_command_is_listed_and_no_other(autoq: Autoq) -> None:

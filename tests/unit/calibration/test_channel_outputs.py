@@ -31,9 +31,7 @@ def test_figures_are_those_of_all_positions_of_all_examples(monkeypatch: pytest.
 
 
 def test_padding_of_a_static_batch_does_not_count() -> None:
-    dynamic, static = (
-        build_float_model(ir.from_proto(residual_cnn(batch=batch))) for batch in ("batch", 4)
-    )
+    dynamic, static = (build_float_model(ir.from_proto(residual_cnn(batch=batch))) for batch in ("batch", 4))
     split = Split((Batch(example_feed(residual_cnn(), n_examples=6)),))
     name = str(next(node for node in dynamic.graph.graph if node.name == "stem").outputs[0].name)
     wanted, found = (collect_channel_figures(one, [name], split)[name] for one in (dynamic, static))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from quality import time_afresh
-from searches import RUNS, SharingApp
+from searches import SharingApp, runs_of
 
 from autoq.calibrating import SourceKeys, open_stitchers
 from autoq.core.choices import Candidate, Choice, Rewrites
@@ -135,7 +135,7 @@ def _most_sensitive(app: SharingApp, matmuls: list[str]) -> list[str]:
 def guided_points(app: SharingApp) -> dict[str, Candidate]:
     """Candidates on the front of agreement and speed of each guided search."""
     found: dict[str, Candidate] = {}
-    for run in (run for run in RUNS if run.model == MODEL and run.strategy == "guided"):
+    for run in (run for run in runs_of(app, MODEL) if run.strategy == "guided"):
         trials = [trial for trial in app.trials(run.name) if trial.measurement is not None]
         costs = [
             [trial.measurement.accuracy.drop, trial.measurement.latency.latency_ms]

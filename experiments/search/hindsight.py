@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from searches import RUNS, SharingApp
+from searches import SharingApp, runs_of
 
 from autoq.search.guide import Guide, Stitch
 from autoq.search.latency_model import LatencyModel, Timing
@@ -62,13 +62,11 @@ def latency_model(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
 
 
 def _guide(app: SharingApp, model: str) -> Guide:
-    """The guide of the model's first guided search: the one whose anchors are the search's."""
-    wanted = {trial.digest for trial in app.trials(f"{model}-guided-0") if trial.origin.startswith("anchor ")}
+    """The guide of the model's searches: the one that knows its layers."""
+    layers = set(app.trials(runs_of(app, model)[0].name)[0].candidate.by_layer)
     for path in sorted((app.home.cache / "guides").glob("*.json")):
         guide = Guide.from_json(json.loads(path.read_text()))
-        names = {slot.name for slot in guide.usual if slot.is_layer}
-        trial = app.trials(f"{model}-guided-0")[0]
-        if names == set(trial.candidate.by_layer) and wanted:
+        if layers == {slot.name for slot in guide.usual if slot.is_layer}:
             return guide
     raise SystemExit(f"no guide of {model}: run its searches first")
 
@@ -76,7 +74,7 @@ def _guide(app: SharingApp, model: str) -> Guide:
 def _timed(app: SharingApp, guide: Guide, model: str) -> tuple[dict[Stitch, Timing], dict[Stitch, Timing]]:
     anchors: dict[Stitch, Timing] = {}
     others: dict[Stitch, Timing] = {}
-    for run in (run for run in RUNS if run.model == model):
+    for run in runs_of(app, model):
         record = app.record(run.name)
         assert record.baseline is not None
         for trial in app.trials(run.name):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from searches import RUNS, Run, SharingApp, run_search
+from searches import Run, SharingApp, run_search, runs_of
 
 from autoq.calibrating import SourceKeys, open_stitchers
 from autoq.core.choices import Candidate
@@ -48,7 +48,7 @@ class Found:
 
 def quality(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
     """Run every search of a model, time all fronts afresh, and compare the gaps they close."""
-    found = [_found(app, bench, run) for run in RUNS if run.model == model]
+    found = [_found(app, bench, run) for run in runs_of(app, model)]
     spec = spec_from_json(app.record(found[0].run.name).spec)
     size_bytes = _baseline(app, found[0].run).size_bytes
     wanted: dict[str, Candidate] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from handmade import handmade
 from hindsight import latency_model
 from quality import quality
 from scaling import scaling
-from searches import Printing, SharingApp
+from searches import AS_THEY_STAND, Printing, SharingApp
 from timing import blocks, timing
 
 from autoq.app import App
@@ -74,7 +75,10 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--home", type=Path, default=Path("autoq-home"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    parser.add_argument("--as-they-stand", action="store_true", help="judge the searches without going on")
     args = parser.parse_args()
+    if args.as_they_stand:
+        os.environ[AS_THEY_STAND] = "1"
     app = SharingApp(args.home)
 
     def keep(part: str, content: dict[str, Any]) -> None:

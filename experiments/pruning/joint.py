@@ -12,10 +12,12 @@ import argparse
 import json
 import logging
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 sys.path.append(str(Path(__file__).parent.parent / "search"))  # quality, searches
 
@@ -45,7 +47,7 @@ def search(app: SharingApp, bench: Path, name: str, n_trials: int, *, widths: bo
         "data.test": None,
     }
     if widths:
-        space = load_spec(bench / f"{MODEL}.yaml").to_json()["space"]
+        space = yaml.safe_load((files("autoq.search_spaces") / "cnn.yaml").read_text())
         overrides["space"] = {**space, "rewrites": {**space["rewrites"], "widths": WIDTHS}}
     print(name, flush=True)
     app.search(load_spec(bench / f"{MODEL}.yaml", overrides), Printing(), resume=True)

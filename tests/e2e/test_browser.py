@@ -38,7 +38,7 @@ COUNT_ORANGE = """picture => {
   const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   let count = 0;
   for (let i = 0; i < data.length; i += 4)
-    count += data[i] === 0xE6 && data[i + 1] === 0x9F && data[i + 2] === 0x00;
+    count += data[i] === 0xC7 && data[i + 1] === 0x77 && data[i + 2] === 0x00;
   return count;
 }"""
 
@@ -144,3 +144,17 @@ def test_the_parent_run_shows_where_it_ran_and_the_points_of_its_front(
     expect(picture).to_have_js_property("complete", True, timeout=WAIT_MS)
     keep(page, "mlflow-pareto")
     assert picture.evaluate(COUNT_ORANGE) > 200
+
+
+def test_the_report_opens_offline_without_an_error(page: Page, finished: Any) -> None:
+    wrong: list[str] = []
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.context.set_offline(True)
+    page.goto((finished.home / "artifacts" / NAME / "report.html").as_uri())
+    expect(page.locator("#title")).to_have_text(NAME)
+    expect(page.locator("#front-table tr[data-trial]")).to_have_count(len(finished.report["front"]))
+    page.locator("html[data-pictures=drawn]").wait_for(state="attached")
+    page.locator("#plot-pareto .points path").first.wait_for()
+    keep(page, "report")
+    assert wrong == []

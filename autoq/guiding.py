@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +17,12 @@ from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
 from autoq.core.layers import Layer
 from autoq.evaluation.batches import feeding_for, timing_feeds
-from autoq.evaluation.statistics import Z
 from autoq.home import Home
 from autoq.preparation import Preparation, timed
 from autoq.search.anchors import Anchor
-from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot, Stitch
+from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot
 from autoq.search.ports import SearchListener, TrialRunner
-from autoq.search.probing import plan_timings
+from autoq.search.probing import plan_timings, run_error_probes, run_latency_probes
 from autoq.search.sensitivity import plan_probes
 from autoq.search.space import GraphSpace, LayerSpace
 from autoq.targets.profile import seconds_by_block
@@ -32,7 +30,7 @@ from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 2  # part of every key; raise it when a guide means something else
+_VERSION = 3  # part of every key; raise it when a guide means something else
 
 
 def build_guide(
@@ -45,7 +43,7 @@ def build_guide(
     """Return the guide of a search: read where one was measured before, else measured now.
 
     Local errors and bytes come from the variants, which are built. Then the runner runs a few models in
-    which one layer is compressed, and times a few mixed ones. A probe that fails is left out.
+    which one layer is compressed, and times a few mixed ones.
 
     Raises:
         InfrastructureError: The runner cannot be started.
@@ -87,6 +85,8 @@ def _key(ready: Preparation, sources: Mapping[Rewrites, Source]) -> str:
             "metric": spec["metric"],
             "timing": spec["timing"],
             "seed": spec["search"]["seed"],
+            # They decide which probes fail, and a guide without them is a poorer one.
+            "limits": [spec["search"]["trial_timeout_s"], spec["search"]["trial_memory_mb"]],
         }
     )
 
@@ -269,20 +269,7 @@ def _profile(ready: Preparation, stitcher: Stitcher, candidate: Candidate) -> di
 def _error_probes(guide: Guide, runner: TrialRunner, listener: SearchListener) -> tuple[ErrorProbe, ...]:
     plans = plan_probes(guide)
     listener.on_phase("guide", f"sensitivity: {len(plans)} models with a few layers compressed")
-    found = []
-    for plan in plans:
-        options = [
-            plan.chosen.get(slot.name, float_option)
-            for slot, float_option in zip(guide.usual, guide.float_options, strict=True)
-        ]
-        candidate = guide.candidate(Stitch(plan.rewrites, tuple(options)))
-        try:
-            divergence = runner.measure_divergence(candidate)
-        except TrialError as error:
-            _log.info("a probe of %s failed: %s", ", ".join(plan.chosen), error)
-            continue
-        found.append(ErrorProbe(plan.rewrites, plan.chosen, divergence))
-    return tuple(found)
+    return run_error_probes(guide, plans, runner)
 
 
 def _latency_probes(
@@ -291,19 +278,4 @@ def _latency_probes(
     anchors = [stitch for anchor in ready.anchors if (stitch := guide.stitch(anchor.candidate)) is not None]
     stitches = plan_timings(guide, anchors, seed=ready.spec.search.seed)
     listener.on_phase("guide", f"latency: {len(stitches)} mixed models")
-    found = []
-    for stitch in stitches:
-        candidate = guide.candidate(stitch)
-        try:
-            latency = runner.measure_latency(candidate)
-        except TrialError as error:
-            _log.info("a timing probe failed: %s", error)
-            continue
-        low, high = latency.speedup_ci
-        found.append(LatencyProbe(candidate, 1 / latency.speedup, _log_error(low, high)))
-    return tuple(found)
-
-
-def _log_error(low: float, high: float) -> float:
-
-    return max(math.log(max(high, 1e-12) / max(low, 1e-12)) / (2 * Z), 1e-3)
+    return run_latency_probes(guide, stitches, runner)

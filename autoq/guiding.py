@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,22 +50,31 @@ def build_guide(
         InfrastructureError: The runner cannot be started.
     """
     path = home.guide(_key(ready, sources))
-    if (known := _read(path)) is not None:
-        listener.on_note(
-            f"guide: reused, {len(known.error_probes)} probes of errors and "
-            f"{len(known.latency_probes)} of latency"
-        )
-        return known
-    with timed(ready.seconds, "guide"), runner.turn():
-        listener.on_phase("guide", "local errors of every option, and the runtime's profile")
-        guide = _unprobed(ready, sources, home)
-        guide = replace(guide, error_probes=_error_probes(guide, runner, listener))
-        guide = replace(guide, latency_probes=_latency_probes(guide, ready, runner, listener))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(guide.to_json()))
-    temporary.replace(path)
-    return guide
+    if (known := _read(path)) is None:
+        with timed(ready.seconds, "guide"), runner.turn():
+            # Whoever had the machine meanwhile may have measured the same model.
+            if (known := _read(path)) is None:
+                guide = _measured(ready, sources, home, runner, listener)
+                _save(guide, path)
+                return guide
+    listener.on_note(
+        f"guide: reused, {len(known.error_probes)} probes of errors and "
+        f"{len(known.latency_probes)} of latency"
+    )
+    return known
+
+
+def _measured(
+    ready: Preparation,
+    sources: Mapping[Rewrites, Source],
+    home: Home,
+    runner: TrialRunner,
+    listener: SearchListener,
+) -> Guide:
+    listener.on_phase("guide", "local errors of every option, and the runtime's profile")
+    guide = _unprobed(ready, sources, home)
+    guide = replace(guide, error_probes=_error_probes(guide, runner, listener))
+    return replace(guide, latency_probes=_latency_probes(guide, ready, runner, listener))
 
 
 def _key(ready: Preparation, sources: Mapping[Rewrites, Source]) -> str:
@@ -99,6 +109,13 @@ def _read(path: Path) -> Guide | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.info("the guide %s cannot be read, it is measured again: %s", path.name, error)
         return None
+
+
+def _save(guide: Guide, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(guide.to_json()))
+    temporary.replace(path)
 
 
 # --- without running a model -------------------------------------------------------------------------

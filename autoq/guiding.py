@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
+import uuid
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +18,13 @@ from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
 from autoq.core.layers import Layer
 from autoq.evaluation.batches import feeding_for, timing_feeds
-from autoq.evaluation.statistics import Z
 from autoq.graph.float_model import FloatModel
 from autoq.home import Home
 from autoq.preparation import Preparation, timed
 from autoq.search.anchors import Anchor
-from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot, Stitch
+from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot
 from autoq.search.ports import SearchListener, TrialRunner
-from autoq.search.probing import plan_timings
+from autoq.search.probing import plan_timings, run_error_probes, run_latency_probes
 from autoq.search.sensitivity import plan_probes
 from autoq.search.space import GraphSpace, LayerSpace
 from autoq.targets.profile import seconds_by_block
@@ -33,7 +32,7 @@ from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 2  # part of every key; raise it when a guide means something else
+_VERSION = 3  # part of every key; raise it when a guide means something else
 
 
 def build_guide(
@@ -46,28 +45,37 @@ def build_guide(
     """Return the guide of a search: read where one was measured before, else measured now.
 
     Local errors and bytes come from the variants, which are built. Then the runner runs a few models in
-    which one layer is compressed, and times a few mixed ones. A probe that fails is left out.
+    which one layer is compressed, and times a few mixed ones.
 
     Raises:
         InfrastructureError: The runner cannot be started.
     """
     path = home.guide(_key(ready, sources))
-    if (known := _read(path)) is not None:
-        listener.on_note(
-            f"guide: reused, {len(known.error_probes)} probes of errors and "
-            f"{len(known.latency_probes)} of latency"
-        )
-        return known
-    with timed(ready.seconds, "guide"), runner.turn():
-        listener.on_phase("guide", "local errors of every option, and the runtime's profile")
-        guide = _unprobed(ready, sources, home)
-        guide = replace(guide, error_probes=_error_probes(guide, runner, listener))
-        guide = replace(guide, latency_probes=_latency_probes(guide, ready, runner, listener))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(guide.to_json()))
-    temporary.replace(path)
-    return guide
+    if (known := _read(path)) is None:
+        with timed(ready.seconds, "guide"), runner.turn():
+            # Whoever had the machine meanwhile may have measured the same model.
+            if (known := _read(path)) is None:
+                guide = _measured(ready, sources, home, runner, listener)
+                _save(guide, path)
+                return guide
+    listener.on_note(
+        f"guide: reused, {len(known.error_probes)} probes of errors and "
+        f"{len(known.latency_probes)} of latency"
+    )
+    return known
+
+
+def _measured(
+    ready: Preparation,
+    sources: Mapping[Rewrites, Source],
+    home: Home,
+    runner: TrialRunner,
+    listener: SearchListener,
+) -> Guide:
+    listener.on_phase("guide", "local errors of every option, and the runtime's profile")
+    guide = _unprobed(ready, sources, home)
+    guide = replace(guide, error_probes=_error_probes(guide, runner, listener))
+    return replace(guide, latency_probes=_latency_probes(guide, ready, runner, listener))
 
 
 def _key(ready: Preparation, sources: Mapping[Rewrites, Source]) -> str:
@@ -87,6 +95,8 @@ def _key(ready: Preparation, sources: Mapping[Rewrites, Source]) -> str:
             "anchors": [anchor.candidate.digest for anchor in ready.anchors],
             "metric": spec["metric"],
             "timing": spec["timing"],
+            # They decide which probes fail, and a guide without them is a poorer one.
+            "limits": [spec["search"]["trial_timeout_s"], spec["search"]["trial_memory_mb"]],
         }
     )
 
@@ -99,6 +109,13 @@ def _read(path: Path) -> Guide | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.info("the guide %s cannot be read, it is measured again: %s", path.name, error)
         return None
+
+
+def _save(guide: Guide, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(guide.to_json()))
+    temporary.replace(path)
 
 
 # --- without running a model -------------------------------------------------------------------------
@@ -287,20 +304,7 @@ def _profile(ready: Preparation, stitcher: Stitcher, candidate: Candidate) -> di
 def _error_probes(guide: Guide, runner: TrialRunner, listener: SearchListener) -> tuple[ErrorProbe, ...]:
     plans = plan_probes(guide)
     listener.on_phase("guide", f"sensitivity: {len(plans)} models with a few layers compressed")
-    found = []
-    for plan in plans:
-        options = [
-            plan.chosen.get(slot.name, float_option)
-            for slot, float_option in zip(guide.usual, guide.float_options, strict=True)
-        ]
-        candidate = guide.candidate(Stitch(plan.rewrites, tuple(options)))
-        try:
-            divergence = runner.measure_divergence(candidate)
-        except TrialError as error:
-            _log.info("a probe of %s failed: %s", ", ".join(plan.chosen), error)
-            continue
-        found.append(ErrorProbe(plan.rewrites, plan.chosen, divergence))
-    return tuple(found)
+    return run_error_probes(guide, plans, runner)
 
 
 def _latency_probes(
@@ -309,19 +313,4 @@ def _latency_probes(
     anchors = [stitch for anchor in ready.anchors if (stitch := guide.stitch(anchor.candidate)) is not None]
     stitches = plan_timings(guide, anchors, seed=ready.spec.search.seed)
     listener.on_phase("guide", f"latency: {len(stitches)} mixed models")
-    found = []
-    for stitch in stitches:
-        candidate = guide.candidate(stitch)
-        try:
-            latency = runner.measure_latency(candidate)
-        except TrialError as error:
-            _log.info("a timing probe failed: %s", error)
-            continue
-        low, high = latency.speedup_ci
-        found.append(LatencyProbe(candidate, 1 / latency.speedup, _log_error(low, high)))
-    return tuple(found)
-
-
-def _log_error(low: float, high: float) -> float:
-
-    return max(math.log(max(high, 1e-12) / max(low, 1e-12)) / (2 * Z), 1e-3)
+    return run_latency_probes(guide, stitches, runner)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("autoq")
 
 _MEASURING = ("trials", "final round")
+_STORED = ("guide", *_MEASURING)
 
 
 class Relay:
@@ -54,7 +55,7 @@ class Stage:
     @property
     def is_stored(self) -> bool:
         """Whether the search can be resumed: it is stored once its baseline is measured."""
-        return self.phase in _MEASURING
+        return self.phase in _STORED
 
     @property
     def is_measuring(self) -> bool:

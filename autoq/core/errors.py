@@ -77,6 +77,10 @@ class RuntimeRejectedModel(TrialError):
     """The runtime refused the model; trying again cannot help."""
 
 
+class OutputsNotFinite(TrialError):
+    """The candidate's outputs have NaN or infinite values; trying again cannot help."""
+
+
 class TrialTimeout(TrialError):
     """The trial ran past its time limit."""
 

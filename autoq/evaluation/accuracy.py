@@ -10,7 +10,7 @@ import numpy as np
 
 from autoq.core.data import Array, Split
 from autoq.core.digests import digest_json
-from autoq.core.errors import DataError, ModelError, TrialError, UserError
+from autoq.core.errors import DataError, ModelError, OutputsNotFinite, TrialError, UserError
 from autoq.core.measurements import Accuracy
 from autoq.evaluation.batches import (
     CHUNK_EXAMPLES,
@@ -172,14 +172,15 @@ class SplitScorer:
         """Run the first examples of the order alone and return how far the outputs are from the float ones.
 
         Raises:
-            TrialError: The outputs are not finite, or have another shape than the float model's.
+            OutputsNotFinite: The outputs have NaN or infinite values.
+            TrialError: They have another shape than the float model's.
         """
         first = _FirstOutputs(self._float_first.pieces)
         for piece, outputs in self._run_checked(session, first.pieces):
             first.add(piece, outputs)
         divergence = self._divergence(first)
         if divergence is None:
-            raise TrialError("the outputs have infinite values")
+            raise OutputsNotFinite("the outputs have infinite values")
         return divergence
 
     def _score_whole(self, session: Session) -> Scored:
@@ -224,7 +225,7 @@ class SplitScorer:
         found = run_pieces(session, self._split, self._feeding, pieces, output=self._output)
         for piece, outputs in zip(pieces, found, strict=True):
             if name := _nan_output(outputs):
-                raise TrialError(f"output {name!r} has NaN")
+                raise OutputsNotFinite(f"output {name!r} has NaN")
             yield piece, outputs
 
     def _divergence(self, first: _FirstOutputs) -> float | None:
@@ -280,7 +281,7 @@ class SplitScorer:
     def _checked(self, session: Session) -> Iterator[Chunk]:
         for chunk in self._chunks(session):
             if name := _nan_output(chunk.outputs):
-                raise TrialError(f"output {name!r} has NaN")
+                raise OutputsNotFinite(f"output {name!r} has NaN")
             yield chunk
 
     def _score(self, chunks: Iterator[Chunk] | Sequence[Chunk]) -> Score:

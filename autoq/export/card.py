@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoq.core.layers import ModelSummary
-from autoq.core.measurements import Interval
+from autoq.core.measurements import Accuracy, Interval
 from autoq.search.outcome import Outcome, Point, metric_name
 
 
@@ -42,7 +42,7 @@ def _figures(outcome: Outcome, point: Point) -> str:
     accuracy, latency, size = point.measurement.accuracy, point.measurement.latency, point.measurement.size
     rows = [
         ("", "this model", "float model"),
-        (f"{metric_name(outcome.record.spec)}, search split ({accuracy.n_examples} examples)",
+        (f"{metric_name(outcome.record.spec)}, search split ({_basis(accuracy)})",
          f"{accuracy.value:.4f}", f"{baseline.accuracy:.4f}"),
         ("drop, search split", f"{accuracy.drop:+.4f}{_interval(accuracy.drop_ci, '+.4f')}", ""),
         *_test_rows(point, baseline.test_accuracy),
@@ -58,6 +58,12 @@ def _figures(outcome: Outcome, point: Point) -> str:
         f"process, times its median; the noise floor of the machine was ±{baseline.noise_floor:.2%}."
     )
     return "\n".join(["## Measured", "", head, rule, *body, "", note])
+
+
+def _basis(accuracy: Accuracy) -> str:
+    if accuracy.is_estimate:
+        return f"an estimate: scoring stopped after {accuracy.n_examples} examples"
+    return f"{accuracy.n_examples} examples"
 
 
 def _test_rows(point: Point, baseline: float | None) -> list[tuple[str, str, str]]:

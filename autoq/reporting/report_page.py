@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoq.core.choices import FLOAT_BITS
+from autoq.core.measurements import Accuracy
 from autoq.reporting import figures
 from autoq.reporting.about import about_section, describe
 from autoq.reporting.charts import Missing
@@ -90,7 +91,7 @@ def _best_card(outcome: Outcome) -> list[str]:
     accuracy, latency, size = measured.accuracy, measured.latency, measured.size
     name = "Best point" if outcome.best else "Nearest to feasible"
     cells = [
-        (scale.metric, scale.value(accuracy.value), f"{accuracy.n_examples} examples of the search split"),
+        (scale.metric, scale.value(accuracy.value), _basis(accuracy)),
         ("drop", scale.drop(accuracy.drop), _between(scale.drop(0.0, accuracy.drop_ci), accuracy.drop_ci)),
         ("latency", f"{figures.significant(latency.latency_ms)} ms", latency_interval(point)),
         ("speed-up", f"{latency.speedup:.2f}x", "[{:.2f}, {:.2f}]".format(*latency.speedup_ci)),
@@ -113,6 +114,11 @@ def _best_card(outcome: Outcome) -> list[str]:
         _choices(point),
         "</section>",
     ]
+
+
+def _basis(accuracy: Accuracy) -> str:
+    about = "an estimate, scoring stopped after " if accuracy.is_estimate else ""
+    return f"{about}{accuracy.n_examples} examples of the search split"
 
 
 def _between(text: str, interval: object) -> str:

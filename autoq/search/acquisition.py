@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from autoq.core.fronts import front_rows
 from autoq.core.hypervolume import hypervolume, hypervolume_gains
 from autoq.core.measurements import Baseline, Measurement
 from autoq.search.goals import Goals, Objective
@@ -77,6 +78,13 @@ class Worth:
     def has_bounds(self) -> bool:
         """Whether there is a best point to look for, beside the front."""
         return self._goals.constraints != type(self._goals.constraints)()
+
+    def held(self) -> Floats:
+        """Volume that the front would lose without each measured candidate; (n,)."""
+        lost = np.zeros(len(self._front))
+        for row in front_rows(self._front):  # what is dominated holds nothing
+            lost[row] = self.volume - hypervolume(np.delete(self._front, row, axis=0), self.reference)
+        return lost
 
     def front_gain(self, forecast: Forecast) -> Floats:
         """Expected gain in hypervolume of each candidate, as a share of what the front has."""

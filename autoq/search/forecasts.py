@@ -18,6 +18,7 @@ from autoq.search.sensitivity import offsets
 _LIKENESS = 0.3  # share of the divergence in which two candidates differ that makes them strangers
 _SHRINK = 0.3  # weight of "the sum is right" against trials that say it is not
 _BYTES_PULL = 0.01  # of the slope of bytes to one, against what trials say
+_LEAST_BYTES = 0.5  # of the sum: a line fitted to large candidates can be below zero at small ones
 _DROP_SPREAD = 0.35  # of a drop where no trial is alike, relative: equal divergence is not equal loss
 
 
@@ -66,13 +67,11 @@ class Forecaster:
 
     def size(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the deployed file; (n,)."""
-        intercept, slope = self._size_law
-        return intercept + slope * self._guide.bytes_of(stitches, bundle=False)
+        return _on_line(self._size_law, self._guide.bytes_of(stitches, bundle=False))
 
     def bundle(self, stitches: Sequence[Stitch]) -> Floats:
         """Bytes of the bundle; (n,)."""
-        intercept, slope = self._bundle_law
-        return intercept + slope * self._guide.bytes_of(stitches, bundle=True)
+        return _on_line(self._bundle_law, self._guide.bytes_of(stitches, bundle=True))
 
     def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
         """Sum of what the float model and the slots of each stitch add; (n,)."""
@@ -116,6 +115,11 @@ class Forecaster:
         pull = _BYTES_PULL * max(float((sums**2).sum()), 1.0)
         slope = float((x @ (found - found.mean()) + pull) / (x @ x + pull))
         return float(found.mean() - slope * sums.mean()), slope
+
+
+def _on_line(law: tuple[float, float], sums: Floats) -> Floats:
+    intercept, slope = law
+    return np.maximum(intercept + slope * sums, np.maximum(_LEAST_BYTES * sums, 1.0))
 
 
 def _timing(stitch: Stitch, measurement: Measurement, baseline: Baseline) -> Timing:

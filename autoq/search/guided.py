@@ -208,11 +208,7 @@ class GuidedStrategy:
             and (stitch := self._guide.stitch(trial.candidate)) is not None
         ]
         measurements = [one[2] for one in known]
-        whole = self._worth(measurements).volume
-        lost = [
-            whole - self._worth([*measurements[:at], *measurements[at + 1 :]]).volume
-            for at in range(len(known))
-        ]
+        lost = self._worth(measurements).held()
         order = sorted(range(len(known)), key=lambda at: (-lost[at], measurements[at].accuracy.drop, at))
         return [(known[at][0], known[at][1]) for at in order]
 

@@ -1,13 +1,22 @@
-"""Which whole models to time before the first trial, so that the latency model can tell parts apart."""
+"""Probes: which whole models to run before the first trial, and running them."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from autoq.search.guide import Guide, Option, Stitch
+from autoq.core.errors import OutputsNotFinite, TrialError
+from autoq.core.measurements import Latency
+from autoq.evaluation.statistics import Z
+from autoq.search.guide import ErrorProbe, Guide, LatencyProbe, Option, Stitch
 from autoq.search.latency_model import LatencyModel, Timing
+from autoq.search.ports import TrialRunner
+from autoq.search.sensitivity import ProbePlan
+
+_log = logging.getLogger("autoq")
 
 N_PROBES = 12
 _POOL = 160
@@ -37,6 +46,50 @@ def plan_timings(
         mean, sd = model.predict(pool)
         chosen.append(pool.pop(int(np.argmax(sd / mean))))
     return chosen
+
+
+def run_error_probes(guide: Guide, plans: Sequence[ProbePlan], runner: TrialRunner) -> tuple[ErrorProbe, ...]:
+    """Measure how far each planned model is from the float model.
+
+    Outputs that are not finite are infinitely far, which is what a search has to know of what was
+    compressed. A probe that fails otherwise says nothing, and is left out.
+    """
+    found = []
+    for plan in plans:
+        options = [
+            plan.chosen.get(slot.name, float_option)
+            for slot, float_option in zip(guide.usual, guide.float_options, strict=True)
+        ]
+        candidate = guide.candidate(Stitch(plan.rewrites, tuple(options)))
+        try:
+            divergence = runner.measure_divergence(candidate)
+        except OutputsNotFinite:
+            divergence = math.inf
+        except TrialError as error:
+            _log.info("a probe of %s failed: %s", ", ".join(plan.chosen), error)
+            continue
+        found.append(ErrorProbe(plan.rewrites, plan.chosen, divergence))
+    return tuple(found)
+
+
+def run_latency_probes(
+    guide: Guide, stitches: Sequence[Stitch], runner: TrialRunner
+) -> tuple[LatencyProbe, ...]:
+    """Time each stitch; one that fails is left out."""
+    found = []
+    for candidate in map(guide.candidate, stitches):
+        try:
+            latency = runner.measure_latency(candidate)
+        except TrialError as error:
+            _log.info("a timing probe failed: %s", error)
+            continue
+        found.append(LatencyProbe(candidate, 1.0 / latency.speedup, _log_error(latency)))
+    return tuple(found)
+
+
+def _log_error(latency: Latency) -> float:
+    low, high = latency.speedup_ci
+    return max(math.log(max(high, 1e-12) / max(low, 1e-12)) / (2 * Z), 1e-3)
 
 
 def _pool(guide: Guide, rng: np.random.Generator) -> list[Stitch]:

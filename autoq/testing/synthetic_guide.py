@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
-from autoq.core.errors import TrialError
-from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot, Stitch
-from autoq.search.probing import plan_timings
+from autoq.search.guide import Border, Guide, Option, Slot
+from autoq.search.probing import plan_timings, run_error_probes, run_latency_probes
 from autoq.search.sensitivity import plan_probes
 from autoq.search.space import GraphSpace, LayerSpace, SearchSpace
 from autoq.testing.synthetic import SyntheticRunner, synthetic_measurement
@@ -20,8 +19,7 @@ def synthetic_guide(
 ) -> Guide:
     """Build the guide of a space from the formula that the runner figures candidates by.
 
-    Local errors only rank options, as real ones do: what they cost is measured by probes. A probe that
-    fails is left out.
+    Local errors only rank options, as real ones do: what they cost is measured by probes.
     """
     layers = tuple(_layer_slot(layer) for layer in space.layers)
     groups = [group for group in space.graph if len(group.precisions) > 1]
@@ -33,8 +31,9 @@ def synthetic_guide(
         kernel_ratios=_kernel_ratios(layers),
         fixed_ops={name: what for name, what in space.decode({}).graph if name not in free},
     )
-    guide = replace(guide, error_probes=_error_probes(guide, runner))
-    return replace(guide, latency_probes=_latency_probes(guide, runner))
+    guide = replace(guide, error_probes=run_error_probes(guide, plan_probes(guide), runner))
+    stitches = plan_timings(guide, [], seed=0)
+    return replace(guide, latency_probes=run_latency_probes(guide, stitches, runner))
 
 
 def _choices(layer: LayerSpace) -> list[Choice]:
@@ -86,29 +85,3 @@ def _kernel_ratios(slots: Sequence[Slot]) -> dict[str, dict[str, float]]:
 def _ms(choice: Choice) -> float:
     """Milliseconds of a model of one layer."""
     return synthetic_measurement(Candidate.of({"layer": choice})).latency.latency_ms
-
-
-def _error_probes(guide: Guide, runner: SyntheticRunner) -> tuple[ErrorProbe, ...]:
-    found = []
-    for plan in plan_probes(guide):
-        options = [
-            plan.chosen.get(slot.name, float_option)
-            for slot, float_option in zip(guide.usual, guide.float_options, strict=True)
-        ]
-        try:
-            divergence = runner.measure_divergence(guide.candidate(Stitch(plan.rewrites, tuple(options))))
-        except TrialError:
-            continue
-        found.append(ErrorProbe(plan.rewrites, plan.chosen, divergence))
-    return tuple(found)
-
-
-def _latency_probes(guide: Guide, runner: SyntheticRunner) -> tuple[LatencyProbe, ...]:
-    found = []
-    for candidate in map(guide.candidate, plan_timings(guide, [], seed=0)):
-        try:
-            latency = runner.measure_latency(candidate)
-        except TrialError:
-            continue
-        found.append(LatencyProbe(candidate, 1.0 / latency.speedup, 0.005))
-    return tuple(found)

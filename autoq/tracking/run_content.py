@@ -129,6 +129,7 @@ def trial_seconds(trial: TrialRecord) -> dict[str, float]:
 def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> dict[str, str]:
     """Tags of a child run; who is on the front is only known at the end."""
     storage_only = trial.measurement.storage_only if trial.measurement else ()
+    is_estimate = trial.measurement is not None and trial.measurement.accuracy.is_estimate
     tags = {
         SEARCH_TAG: record.name,
         TRIAL_TAG: str(trial.number),
@@ -140,6 +141,7 @@ def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> d
         "state": str(trial.state),
         "failure": trial.reason,
         "storage_only": ", ".join(storage_only),
+        "estimate": "true" if is_estimate else "",  # of the accuracy: scoring was stopped early
     }
     return _limited({name: value for name, value in tags.items() if value}, MAX_TAG_LENGTH)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,3 +158,22 @@ def test_a_probe_that_fails_is_left_out_and_the_guide_says_what_it_can(
 
     again = build_guide(ready, sources, home, SyntheticRunner(lambda candidate: "gone"), Silent())
     assert again == guide
+
+
+def test_a_search_that_waited_for_another_of_its_model_takes_the_guide_of_that(
+    tmp_path: Path,
+) -> None:
+    spec, home = load_spec(write_case(tmp_path, CHANGES)), Home.open(tmp_path / "home")
+    ready = prepare(spec, home, Silent())
+    sources = prepare_sources(ready, home, Silent())
+    prepare_variants(ready, sources, home, Silent())
+    theirs: list[Guide] = []
+
+    class Waiting(SyntheticRunner):
+        def turn(self) -> AbstractContextManager[object]:
+            theirs.append(build_guide(ready, sources, home, SyntheticRunner(), Silent()))
+            return nullcontext()
+
+    ours = build_guide(ready, sources, home, Waiting(lambda candidate: "measured twice"), Silent())
+    assert theirs == [ours]
+    assert ours.error_probes

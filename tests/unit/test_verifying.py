@@ -42,3 +42,9 @@ def test_another_score_on_the_same_examples_is_another_model(value: float) -> No
 def test_scores_of_other_examples_are_not_held_against_each_other() -> None:
     raced = replace(MEASURED, accuracy=replace(MEASURED.accuracy, value=0.5, n_examples=128))
     check_score(raced, MEASURED)
+
+
+def test_an_estimate_is_not_held_against_a_score_of_as_many_examples() -> None:
+    """The first look of a race and the first impression of what is too slow see as many, and differ."""
+    estimate = replace(MEASURED, accuracy=replace(MEASURED.accuracy, value=0.5, is_estimate=True))
+    check_score(MEASURED, estimate)

@@ -17,6 +17,7 @@ Trials = list[TrialRecord]
         ("data", False, False),
         ("statistics", False, False),
         ("baseline", False, False),
+        ("guide", True, False),
         ("trials", True, True),
         ("final round", True, True),
     ],

@@ -79,3 +79,14 @@ def test_logarithms_of_ratios_lie_far_above_the_end_of_space() -> None:
     smallest = np.array([[np.log(1e-300)]])
     assert smallest.min() > FAR
     assert hypervolume(smallest, np.zeros(1)) == pytest.approx(-smallest.item())
+
+
+def test_dominated_points_cost_neither_memory_nor_time() -> None:
+    rng = np.random.default_rng(0)
+    front = np.array([[-1.0, -2.0, -2.0, -2.0], [-2.0, -2.0, -1.0, -1.0]])
+    crowd = np.concatenate((front, rng.uniform(-0.9, -0.1, (400, 4))))  # a grid of them has 2.6e10 cells
+    assert hypervolume(crowd, np.zeros(4)) == pytest.approx(hypervolume(front, np.zeros(4)))
+    asked = rng.uniform(-3.0, 0.0, (50, 4))
+    assert hypervolume_gains(asked, crowd, np.zeros(4)) == pytest.approx(
+        hypervolume_gains(asked, front, np.zeros(4))
+    )

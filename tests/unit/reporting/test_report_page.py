@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -197,3 +198,16 @@ def test_a_search_of_another_metric_is_written_in_its_own_unit(
     spec = {**record.spec, "metric": {"python": "metrics.py:f1", "scope": "set"}}
     page = Page(write_page(Content(make_outcome(spec=spec), trials)))
     assert "0.0010 worse in f1" in page.texts["lead"]
+
+
+def test_a_nearest_point_whose_scoring_was_stopped_is_called_an_estimate(
+    make_outcome: MakeOutcome, trials: list[TrialRecord]
+) -> None:
+    found = next(trial for trial in trials if trial.measurement is not None)
+    assert found.measurement is not None
+    accuracy = replace(found.measurement.accuracy, is_estimate=True, n_examples=128)
+    raced = replace(found, measurement=replace(found.measurement, accuracy=accuracy))
+    outcome = make_outcome([raced])
+    assert outcome.nearest is not None
+    page = write_page(Content(outcome, [raced], FACTS))
+    assert "an estimate, scoring stopped after 128 examples of the search split" in page

@@ -133,3 +133,18 @@ def test_an_estimate_is_never_the_point_to_beat() -> None:
     goals = Goals(BOTH, Constraints(max_accuracy_drop=0.02))
     gain = Worth(goals, BASELINE, [measured(0.01, 0.5), raced]).best_gain(forecast((0.01, 0.4)))
     assert gain[0] > 0.1
+
+
+def test_what_a_trial_holds_is_what_the_front_loses_without_it() -> None:
+    goals = Goals((Objective.ACCURACY, Objective.LATENCY, Objective.SIZE), Constraints(max_accuracy_drop=0.1))
+    rng = np.random.default_rng(0)
+    trials = [
+        measured(*rng.uniform(0.0, 0.15, 2) * (1, 5), n_bytes=int(rng.integers(500, 4_500)))
+        for _ in range(12)
+    ]
+    whole = Worth(goals, BASELINE, trials)
+    lost = [
+        whole.volume - Worth(goals, BASELINE, [*trials[:at], *trials[at + 1 :]]).volume for at in range(12)
+    ]
+    assert whole.held() == pytest.approx(lost, abs=1e-12)
+    assert 0 < np.count_nonzero(whole.held() > 1e-12) < 12

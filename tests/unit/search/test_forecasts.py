@@ -92,6 +92,20 @@ def test_bytes_are_corrected_by_what_trials_measured() -> None:
     assert forecaster(*trials)([other]).bundle == pytest.approx([expected / BASELINE.size_bytes], rel=0.01)
 
 
+def test_bytes_of_the_smallest_stay_above_nothing_where_large_trials_draw_a_steep_line() -> None:
+    trials = []
+    for rest, n_bytes in ((0, 32_000), (1, 20_000)):  # the sum alone falls from 32,000 to 26,640 of them
+        one = stitch(*[rest] * 2, *[0] * 6)
+        found = measured(one, divergence=None)
+        trials.append(
+            (one, replace(found, size=replace(found.size, bundle_bytes=n_bytes, size_bytes=n_bytes)))
+        )
+    smallest = stitch(*[3] * 8)
+    found = forecaster(*trials)([smallest])
+    assert found.bundle[0] > 0.0
+    assert found.size[0] > 0.0
+
+
 def test_timings_come_from_the_guide_and_from_the_trials() -> None:
     tried, other = stitch(*[1] * 8), stitch(*[4] * 8)
     probes = (LatencyProbe(GUIDE.candidate(other), 0.7, 0.01),)

@@ -101,3 +101,14 @@ def test_the_reason_of_a_trial_is_what_the_strategy_noted_else_its_origin(make_t
     assert run_content.reason_text(trial) == "anchor int8"
     object.__setattr__(trial, "reasons", {"budget": 0.8, "seed": "MILP at 2.1 ms"})
     assert run_content.reason_text(trial) == "budget: 0.8; seed: MILP at 2.1 ms"
+
+
+def test_an_accuracy_that_is_an_estimate_can_be_filtered_out(
+    record: SearchRecord, make_trial: MakeTrial
+) -> None:
+    trial = make_trial(0)
+    assert trial.measurement is not None
+    accuracy = replace(trial.measurement.accuracy, is_estimate=True)
+    raced = replace(trial, measurement=replace(trial.measurement, accuracy=accuracy))
+    assert run_content.trial_tags(record, raced, feasible=False)["estimate"] == "true"
+    assert "estimate" not in run_content.trial_tags(record, trial, feasible=True)

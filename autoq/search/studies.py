@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-# Optuna's database takes 2,046 characters a value; a reason is cut long before.
+# Lists of trials show it whole.
 _REASON_LENGTH = 500
 
 

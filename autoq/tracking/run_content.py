@@ -148,7 +148,7 @@ def trial_tags(record: SearchRecord, trial: TrialRecord, *, feasible: bool) -> d
 
 def reason_text(trial: TrialRecord) -> str:
     """Say why a candidate was tried: what the strategy noted, else where it came from."""
-    reasons: Mapping[str, Any] = getattr(trial, "reasons", {})
+    reasons = trial.reasons
     return "; ".join(f"{name}: {_text(why)}" for name, why in reasons.items()) or trial.origin
 
 

@@ -101,9 +101,9 @@ def test_bytes_of_the_smallest_stay_above_nothing_where_large_trials_draw_a_stee
             (one, replace(found, size=replace(found.size, bundle_bytes=n_bytes, size_bytes=n_bytes)))
         )
     smallest = stitch(*[3] * 8)
-    found = forecaster(*trials)([smallest])
-    assert found.bundle[0] > 0.0
-    assert found.size[0] > 0.0
+    foretold = forecaster(*trials)([smallest])
+    assert foretold.bundle[0] > 0.0
+    assert foretold.size[0] > 0.0
 
 
 def test_timings_come_from_the_guide_and_from_the_trials() -> None:

@@ -42,14 +42,13 @@ class Worth:
 
         Axes are max(drop, 0), ln latency, ln size and ln bundle ratio, as far as they are objectives. The
         reference is twice the allowed drop and the float model's figures, or the budget where there is one.
+        Where no drop is bounded, a usual one is allowed, or what the other bounds have been seen to cost.
         """
         self._goals, self._baseline = goals, baseline
         self._measured = list(measured)
         bounds = goals.constraints
         allowed = bounds.max_accuracy_drop
-        if allowed is None:
-            allowed = _USUAL_DROP * max(abs(baseline.accuracy), 1e-9)
-        self.max_drop = max(allowed, 1e-6)
+        self.max_drop = max(self._usual_drop() if allowed is None else allowed, 1e-6)
         ratios = [bounds.max_latency_ratio, _over(bounds.max_latency_ms, baseline.latency_ms)]
         self.max_latency = min((one for one in ratios if one is not None), default=None)
         self.max_size = _over(bounds.max_size_bytes, baseline.size_bytes)
@@ -74,6 +73,11 @@ class Worth:
         )
         self.volume = hypervolume(self._front, self.reference)
 
+    def _usual_drop(self) -> float:
+        kept = [one for one in self._measured if self._goals.feasible(one, self._baseline)]
+        cost = float(np.median([max(one.accuracy.drop, 0.0) for one in kept])) if kept else 0.0
+        return max(_USUAL_DROP * abs(self._baseline.accuracy), cost)
+
     @property
     def has_bounds(self) -> bool:
         """Whether there is a best point to look for, beside the front."""
@@ -87,11 +91,11 @@ class Worth:
         return lost
 
     def front_gain(self, forecast: Forecast) -> Floats:
-        """Expected gain in hypervolume of each candidate, as a share of what the front has."""
+        """Expected gain in hypervolume of each candidate, as a share of what the front has, if anything."""
         gains = np.zeros(len(forecast))
         for quantile in _QUANTILES:
             gains += hypervolume_gains(self._axes(forecast, quantile), self._front, self.reference)
-        return gains / len(_QUANTILES) / max(self.volume, 1e-12)
+        return gains / len(_QUANTILES) / (self.volume or 1.0)
 
     def best_gain(self, forecast: Forecast) -> Floats:
         """Expected gain in what decides the best point, times the chance to keep every bound."""

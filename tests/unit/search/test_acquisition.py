@@ -148,3 +148,11 @@ def test_what_a_trial_holds_is_what_the_front_loses_without_it() -> None:
     ]
     assert whole.held() == pytest.approx(lost, abs=1e-12)
     assert 0 < np.count_nonzero(whole.held() > 1e-12) < 12
+
+
+def test_where_no_drop_is_bounded_what_the_budget_costs_is_within_reach() -> None:
+    dear = [measured(drop, 0.3) for drop in (0.2, 0.25, 0.3)]
+    goals = Goals(BOTH, Constraints(max_latency_ratio=0.4))
+    worth = Worth(goals, BASELINE, dear)
+    assert worth.max_drop == pytest.approx(0.25)
+    assert worth.volume > 0.0

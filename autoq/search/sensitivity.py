@@ -69,7 +69,7 @@ def sensitivities(guide: Guide) -> dict[Rewrites, list[Floats]]:
     """
     found = {}
     factors_before: dict[str, Floats] = {}
-    ops_before: dict[str, Floats] = {}
+    ops: dict[str, Floats] = {}
     for rewrites, slots in guide.slots.items():
         probes = [
             replace(probe, divergence=min(probe.divergence, _WORST))
@@ -79,11 +79,9 @@ def sensitivities(guide: Guide) -> dict[Rewrites, list[Floats]]:
         if rewrites.widths:
             factors = _rescaled(slots, probes, factors_before, offset=offsets(guide)[rewrites])
         else:
-            factors, ops = _factors(slots, probes, factors_before), _op_costs(slots, probes)
-            ops_before = ops_before or ops
+            factors = _factors(slots, probes, factors_before)
         factors_before = factors_before or factors
-        if rewrites.widths:
-            ops = ops_before
+        ops = ops or _op_costs(slots, probes)  # probed on the usual float model alone
         found[rewrites] = [
             _monotone(slot, _errors(slot) @ factors[slot.name]) if slot.is_layer else ops[slot.name]
             for slot in slots

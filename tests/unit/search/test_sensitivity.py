@@ -256,3 +256,10 @@ def test_a_narrower_model_starts_from_its_own_divergence_and_one_that_failed_cou
     known = replace(guide, error_probes=(ErrorProbe(NARROW, {}, 0.25),))
     assert offsets(known) == {AS_IT_IS: 0.0, NARROW: 0.25}
     assert offsets(guide)[NARROW] > 1.0
+
+
+def test_a_group_costs_in_every_float_model_what_it_was_measured_to_cost_in_the_usual_one() -> None:
+    guide = chain(3, rewrites=(AS_IT_IS, EQUALIZED), group=True)
+    costs = sensitivities(probed(guide, drawn_factors(guide), op_cost=0.7))
+    assert costs[AS_IT_IS][-1] == pytest.approx([0.0, 0.7])
+    assert costs[EQUALIZED][-1].tolist() == costs[AS_IT_IS][-1].tolist()

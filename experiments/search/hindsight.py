@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quality import fresh_file
 from scipy.stats import spearmanr
 from searches import SharingApp, runs_of
 
@@ -18,7 +20,10 @@ _Z = 1.96
 
 
 def latency_model(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
-    """Fit to the probes and anchors, 20 in all, and foretell every other candidate that some run timed."""
+    """Fit to the probes and anchors, 20 in all, and foretell every other candidate that some run timed.
+
+    Where fronts have been timed afresh, only those candidates, by these longer timings.
+    """
     guide = _guide(app, model)
     probes = [
         Timing(stitch, probe.ratio, probe.error)
@@ -74,6 +79,8 @@ def _guide(app: SharingApp, model: str) -> Guide:
 def _timed(app: SharingApp, guide: Guide, model: str) -> tuple[dict[Stitch, Timing], dict[Stitch, Timing]]:
     anchors: dict[Stitch, Timing] = {}
     others: dict[Stitch, Timing] = {}
+    path = fresh_file(app, model)
+    fresh: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for run in runs_of(app, model):
         record = app.record(run.name)
         assert record.baseline is not None
@@ -82,8 +89,11 @@ def _timed(app: SharingApp, guide: Guide, model: str) -> tuple[dict[Stitch, Timi
             if trial.measurement is None or stitch is None:
                 continue
             low, high = trial.measurement.latency.speedup_ci
-            timing = Timing(
-                stitch, 1 / trial.measurement.latency.speedup, float(np.log(high / low)) / (2 * _Z)
-            )
+            error = float(np.log(high / low)) / (2 * _Z)
+            timing = Timing(stitch, 1 / trial.measurement.latency.speedup, error)
+            if fresh and not trial.origin.startswith("anchor "):
+                if trial.digest not in fresh:
+                    continue
+                timing = replace(timing, ratio=fresh[trial.digest])
             (anchors if trial.origin.startswith("anchor ") else others).setdefault(stitch, timing)
     return anchors, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def quality(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
             measured |= {trial.digest: trial.measurement for trial in members if trial.measurement}
     print(f"timing {len(wanted)} points of {model} afresh", flush=True)
     ratios = time_afresh(app, spec, wanted)
+    fresh_file(app, model).write_text(json.dumps(ratios))
     allowed = spec.constraints.max_accuracy_drop
     assert allowed is not None
     reference = np.array([2 * allowed, 1e-9, 1e-9])
@@ -112,6 +114,11 @@ def quality(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
         ],
         "bars": _bars(rows, model),
     }
+
+
+def fresh_file(app: SharingApp, model: str) -> Path:
+    """Where the latencies that were timed afresh are kept, as ratios by digest."""
+    return app.home.root / f"fresh-{model}.json"
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], model: str) -> list[dict[str, Any]]:

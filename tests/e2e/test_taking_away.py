@@ -174,7 +174,8 @@ def test_a_bundle_gives_the_exported_model_back_and_it_runs(
     assert logits.shape == (2, 4)
     if bundle_format == "native":
         (point,) = [point for point in _all_trials(finished.home) if point["trial"] == 1]
-        assert point["bundle_bytes"] == pytest.approx(bundle.stat().st_size, rel=0.03)
+        # Of a bundle of three kilobytes the head is more than 3 %, and it is only guessed at.
+        assert point["bundle_bytes"] == pytest.approx(bundle.stat().st_size, rel=0.03, abs=256)
 
 
 def test_an_unknown_trial_is_refused_and_nothing_is_written(finished: Any, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ CNN_CHOICES = {
     "3 bits of a codebook": {"weight_bits": 3, "rounding": "gptq", "grid": "codebook"},
 }
 # Bits of products and of embeddings, both in blocks: half of MiniLM's bytes are its embedding.
-MINILM_BITS = {"6 and 6 bits": (6, 6), "6 and 5 bits": (6, 5), "5 and 5 bits": (5, 5)}
+MINILM_BITS = {"7 and 6 bits": (7, 6), "6 and 6 bits": (6, 6), "6 and 5 bits": (6, 5), "5 and 5 bits": (5, 5)}
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from autoq.evaluation.statistics import (
     systematic_half_width,
 )
 
-# Long enough for the timer, short enough for many blocks: on a busy machine 20 ms gave intervals 0.6 times as
-# wide as 50 ms in the same time, and no larger errors (`experiments/search/run.py BENCH --only blocks`).
+# Long enough for the timer, short enough for many blocks: beside other work 20 ms gave intervals a third as
+# wide as 50 ms in the same time, and smaller errors (`experiments/search/run.py BENCH --only blocks`).
 BLOCK_S = 0.02
 PILOT_ROUNDS = 3  # of four blocks; also the fewest there are, however slow the model
 _AIM = 1.1  # blocks are aimed at so much more than asked: a machine that warms up gets faster

@@ -22,7 +22,7 @@ from autoq.calibrating import (
     save_model,
 )
 from autoq.core.choices import Choice, Format, Rewrites
-from autoq.core.groups import Grouping
+from autoq.core.groups import Grouping, Role
 from autoq.core.layers import ModelSummary
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target, Verdict
@@ -245,6 +245,7 @@ def keep_layer_facts(ready: Preparation, sources: Mapping[Rewrites, Source], hom
     kept = (*load_source(home, SourceKeys.of(source)), source.statistics_key)
     stitcher = build_stitcher(home, kept, ready.target)
     spaces = {layer.name: layer for layer in ready.space.layers}
+    sizes = _group_sizes(ready)
     facts = [
         LayerFacts(
             layer.name,
@@ -257,10 +258,23 @@ def keep_layer_facts(ready: Preparation, sources: Mapping[Rewrites, Source], hom
                 )
                 for one in _usual_choices(spaces.get(layer.name))
             },
+            sizes.get(layer.name, {}),
         )
         for layer in ready.model.summary.layers
     ]
     save_layer_facts(facts, path)
+
+
+def _group_sizes(ready: Preparation) -> dict[str, dict[str, int]]:
+    """Sizes of the channel groups that each layer writes, if the search may make them narrower."""
+    sizes: dict[str, dict[str, int]] = {}
+    if not ready.width_rule.shares:
+        return sizes
+    for group in find_groups(ready.model.graph).groups:
+        for member in group.members:
+            if member.role is Role.WRITES:
+                sizes.setdefault(member.layer, {})[group.name] = group.size
+    return sizes
 
 
 def _usual_choices(layer: LayerSpace | None) -> list[Choice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from autoq.core.layers import ModelSummary
@@ -9,21 +10,19 @@ from autoq.core.measurements import Accuracy, Interval
 from autoq.search.outcome import Outcome, Point, metric_name
 
 
-def write_card(outcome: Outcome, point: Point, summary: ModelSummary) -> str:
-    """Write the card as Markdown."""
-    return (
-        "\n\n".join(
-            [
-                f"# {outcome.record.name}, trial {point.trial.number}",
-                _summary(outcome, point),
-                _figures(outcome, point),
-                _measured_on(outcome.record.environment),
-                _layers(point, summary),
-                "## Licence\n\nautoq does not know the licence of the float model; this model inherits it.",
-            ]
-        )
-        + "\n"
-    )
+def write_card(outcome: Outcome, point: Point, summary: ModelSummary, bundle: Path | None = None) -> str:
+    """Write the card as Markdown; `bundle` is the storage bundle that lies beside the model."""
+    parts = [
+        f"# {outcome.record.name}, trial {point.trial.number}",
+        _summary(outcome, point),
+        _figures(outcome, point),
+        _measured_on(outcome.record.environment),
+        _layers(point, summary),
+        *_widths(point),
+        *([] if bundle is None else [_storage(bundle)]),
+        "## Licence\n\nautoq does not know the licence of the float model; this model inherits it.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _summary(outcome: Outcome, point: Point) -> str:
@@ -104,6 +103,23 @@ def _layers(point: Point, summary: ModelSummary) -> str:
         lines.append(f"| {layer.name} | {layer.op} | {layer.n_params:,} | {choice or 'fp32'} | {kind} |")
     lines += ["", "Storage only: the narrower grid makes the file or bundle smaller, not the model faster."]
     return "\n".join(lines)
+
+
+def _widths(point: Point) -> list[str]:
+    widths = point.trial.candidate.rewrites.widths
+    if not widths:
+        return []
+    rows = [f"| {group} | {kept:,} |" for group, kept in widths]
+    head = ["## Narrowed channel groups", "", "| group | units left |", "| --- | --- |"]
+    return ["\n".join([*head, *rows])]
+
+
+def _storage(bundle: Path) -> str:
+    return (
+        f"## Storage\n\n`{bundle.name}` ({bundle.stat().st_size:,} bytes) holds the same model for storing "
+        f"and sending; `autoq unbundle {bundle.name} --out restored.onnx` gives the model file back, byte by "
+        "byte."
+    )
 
 
 def _interval(interval: Interval | None, form: str) -> str:

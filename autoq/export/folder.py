@@ -108,10 +108,13 @@ def _write_files(content: ExportContent, folder: Path) -> None:
     content.artifact.save(folder / MODEL_FILE)
     if content.float_model is not None:
         content.float_model.save(folder / FLOAT_FILE)
+    bundle: Path | None = None
     if content.bundle is not None:
-        write_bundle(content.artifact, folder / content.bundle.file_name, content.bundle)
+        bundle = folder / content.bundle.file_name
+        write_bundle(content.artifact, bundle, content.bundle)
     save_recipe(content.recipe, folder)
-    (folder / "card.md").write_text(write_card(content.outcome, content.point, content.summary))
+    card = write_card(content.outcome, content.point, content.summary, bundle)
+    (folder / "card.md").write_text(card)
     transforms = {name: (affine.scale, affine.offset) for name, affine in content.transforms.items()}
     name = content.outcome.record.name
     threads = content.outcome.record.environment.get("threads", 1)

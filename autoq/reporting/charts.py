@@ -127,6 +127,7 @@ class Cell:
     shade: int
     text: str
     hover: str
+    fill: float = 1.0  # how much of the field's lower edge is coloured, from the left
 
 
 @dataclass(frozen=True, slots=True)

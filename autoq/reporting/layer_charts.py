@@ -21,7 +21,7 @@ _SUFFIXES = {"int8_dynamic": "d", "int8_weight": "w", "int4_weight": "w", "int8_
 
 
 def layer_map(outcome: Outcome, facts: Sequence[LayerFacts]) -> Chart | Missing:
-    """Draw layers by front members, coloured by the bits of the weights."""
+    """Draw layers by front members: the colour is the bits of the weights, the lower edge the width left."""
     title = "What the front does to each layer"
     members = outcome.front[:_MOST_MEMBERS]
     if not members:
@@ -33,10 +33,13 @@ def layer_map(outcome: Outcome, facts: Sequence[LayerFacts]) -> Chart | Missing:
     known = any(share is not None for share in shares)
     best = outcome.best.trial.number if outcome.best else None
     left_out = len(outcome.front) - len(members)
+    is_narrowed = any(point.trial.candidate.rewrites.widths for point in members)
     grid = Grid(
         rows=tuple(rows),
         columns=tuple(_heading(point, best) for point in members),
-        cells=tuple(tuple(_choice_cell(name, point, shades) for point in members) for name in rows),
+        cells=tuple(
+            tuple(_choice_cell(name, point, shades, by_name.get(name)) for point in members) for name in rows
+        ),
         key=tuple(shades.values()),
         row_notes=tuple("" if share is None else f"{share:.1%}" for share in shares) if known else (),
         row_notes_title="share of float\nlatency" if known else "",
@@ -47,11 +50,18 @@ def layer_map(outcome: Outcome, facts: Sequence[LayerFacts]) -> Chart | Missing:
         subtitle=(
             "Columns are members of the front, fastest first; colour and figure are the bits of a layer's "
             "weights. d: dynamic, w: weight-only, s: signed activations, f: float."
+            + (
+                " A percentage, and a lower edge that ends early, is the share of the layer's outputs that "
+                "is left."
+                if is_narrowed
+                else ""
+            )
             + (f" The {left_out} slowest members are left out." if left_out else "")
             + ("" if known else " Shares of the latency are not known for this search.")
         ),
         alt=(
-            f"Grid of {len(rows)} layers by {len(members)} front members, coloured by weight bits. "
+            f"Grid of {len(rows)} layers by {len(members)} front members, coloured by weight bits"
+            + (", with the width that is left. " if is_narrowed else ". ")
             + _alt_of_best(outcome)
         ),
         body=grid,
@@ -92,13 +102,17 @@ def _choice(point: Point, layer: str) -> Choice:
     return point.trial.candidate.by_layer.get(layer, FLOAT)
 
 
-def _choice_cell(layer: str, point: Point, shades: dict[int, Shade]) -> Cell:
+def _choice_cell(layer: str, point: Point, shades: dict[int, Shade], facts: LayerFacts | None) -> Cell:
     choice = _choice(point, layer)
+    width = facts.width(dict(point.trial.candidate.rewrites.widths)) if facts else 1.0
     is_stored = layer in point.measurement.storage_only
     bits = "f" if choice.weight_bits == 32 else f"{choice.weight_bits}{_SUFFIXES.get(choice.format, '')}"
     kind = "storage only: smaller, not faster" if is_stored else _NATIVE_MARK
     hover = f"{layer}\ntrial {point.trial.number}: {choice}\n{kind}"
-    return Cell(list(shades).index(choice.weight_bits), bits, hover)
+    if width < 1.0:
+        bits += f" {width:.0%}"
+        hover += f"\n{width:.1%} of its outputs are left"
+    return Cell(list(shades).index(choice.weight_bits), bits, hover, width)
 
 
 def sensitivity_chart(facts: Sequence[LayerFacts]) -> Chart | Missing:

@@ -25,6 +25,14 @@ class LayerFacts:
     sqnr_db: Mapping[str, float | None] = field(
         default_factory=dict
     )  # by label and bits: `int8/channel/minmax w8`
+    # Channel groups that the layer writes: units at full width. Nothing where a search keeps all widths.
+    group_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def width(self, widths: Mapping[str, int]) -> float:
+        """Share of the layer's outputs that is left where groups have `widths`; others are at full width."""
+        full = sum(self.group_sizes.values())
+        kept = sum(widths.get(group, size) for group, size in self.group_sizes.items())
+        return kept / full if full else 1.0
 
 
 def save_layer_facts(facts: list[LayerFacts], path: Path) -> None:

@@ -273,6 +273,7 @@ def _grid(grid: Grid) -> PlotlyFigure:
     columns = list(range(len(grid.columns)))
     names = _CHARACTER * max(map(len, grid.rows), default=0)
     words = [line for heading in grid.columns for line in heading.split("\n")]
+    words += [cell.text for row in grid.cells for cell in row if cell is not None]
     column = max(_COLUMN, 8 + _CHARACTER * max(map(len, words), default=0))
     lines = max((heading.count("\n") + 1 for heading in grid.columns), default=1)
     height = _ROOM + 16 * lines + _ROW * len(grid.rows)
@@ -298,6 +299,7 @@ def _grid(grid: Grid) -> PlotlyFigure:
         xaxis=_labels(columns, grid.columns, side="top", tickangle=0),
         yaxis=_labels(range(len(grid.rows)), grid.rows, autorange="reversed"),
         annotations=_row_notes(grid),
+        shapes=_cuts(grid),
     )
     room = 80 if grid.row_notes else 0
     layout["margin"]["r"] += room
@@ -341,6 +343,24 @@ def _row_notes(grid: Grid) -> list[dict[str, Any]]:
         "text": _text(grid.row_notes_title),
     }
     return [*notes, style | head]
+
+
+def _cuts(grid: Grid) -> list[dict[str, Any]]:
+    """Cover the part of a field's lower edge that is not filled."""
+    return [
+        {
+            "type": "rect",
+            "x0": x - 0.5 + cell.fill,
+            "x1": x + 0.5,
+            "y0": y + 0.28,
+            "y1": y + 0.5,
+            "fillcolor": "@paper",
+            "line": {"width": 0},
+        }
+        for y, row in enumerate(grid.cells)
+        for x, cell in enumerate(row)
+        if cell is not None and cell.fill < 1.0
+    ]
 
 
 def _steps(colors: Sequence[str]) -> list[tuple[float, str]]:

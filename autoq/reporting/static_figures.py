@@ -206,6 +206,10 @@ def _draw_grid(axes: Axes, grid: Grid) -> None:
                 continue
             color = grid.key[cell.shade].color
             axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, facecolor=color, linewidth=0))
+            if cell.fill < 1.0:
+                cut = Rectangle((x - 0.47 + 0.94 * cell.fill, y + 0.28), 0.94 * (1.0 - cell.fill), 0.17)
+                axes.add_patch(cut)
+                cut.set(facecolor="white", linewidth=0)
             axes.text(x, y, cell.text, ha="center", va="center_baseline", fontsize=8, color=text_on(color))
     for shade in grid.key:
         axes.scatter([], [], marker="s", s=60, color=shade.color, label=shade.meaning)

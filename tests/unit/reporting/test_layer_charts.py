@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from autoq.core.choices import Choice
+from autoq.core.choices import Choice, Rewrites
 from autoq.reporting.charts import Chart, Grid, Missing
 from autoq.reporting.layer_charts import layer_map, sensitivity_chart
 from autoq.reporting.layer_facts import LayerFacts, load_layer_facts, save_layer_facts
+from autoq.reporting.plotly_figures import to_plotly
 from autoq.search.outcome import Outcome
 from autoq.search.records import TrialRecord
 
@@ -68,6 +70,30 @@ def test_shares_of_the_latency_stand_beside_the_layers_where_they_are_known(
     assert grid_of(unknown).rows == ("head", "stem")  # by name: nobody knows the order of the graph
     assert isinstance(unknown, Chart)
     assert "not known" in unknown.subtitle
+
+
+def test_a_narrowed_layer_shows_the_share_of_its_outputs_that_is_left(
+    make_outcome: MakeOutcome, make_trial: MakeTrial
+) -> None:
+    full, narrow = make_trial(0, latency_ms=4.0, drop=0.001), make_trial(1, latency_ms=2.0)
+    narrow = replace(narrow, candidate=replace(narrow.candidate, rewrites=Rewrites(widths=(("conv", 24),))))
+    facts = [
+        LayerFacts("conv", "Conv", 100, 0.5, group_sizes={"conv": 32, "fc": 32}),  # its outputs are split
+        LayerFacts("fc", "Gemm", 100, 0.5, group_sizes={"fc": 32}),
+    ]
+    chart = layer_map(make_outcome([full, narrow]), facts)
+    (conv_narrow, conv_full), (fc_narrow, _) = grid_of(chart).cells
+    assert conv_narrow is not None
+    assert (conv_narrow.text, conv_narrow.fill) == ("8 88%", 0.875)
+    assert "87.5% of its outputs" in conv_narrow.hover
+    assert conv_full is not None
+    assert (conv_full.text, conv_full.fill) == ("8", 1.0)
+    assert fc_narrow is not None
+    assert fc_narrow.fill == 1.0
+    assert isinstance(chart, Chart)
+    assert "share of the layer's outputs" in chart.subtitle
+    cuts = to_plotly(chart).layout["shapes"]
+    assert [(cut["x0"], cut["x1"], cut["y0"] > -0.5) for cut in cuts] == [(0.375, 0.5, True)]
 
 
 def test_a_layer_whose_bits_only_save_bytes_says_so(make_outcome: MakeOutcome, make_trial: MakeTrial) -> None:

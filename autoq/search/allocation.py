@@ -16,14 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from autoq.core.choices import Rewrites
 from autoq.search.guide import Floats, Guide, Stitch
 from autoq.search.latency_model import Prices
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
 
 _THRIFT = 1e-3  # of latency and bytes against sensitivity: what costs nothing to save is saved
 _MAX_PER_KERNEL = 12
@@ -75,6 +77,9 @@ class Allocator:
 
     @cached_property
     def _program(self) -> tuple[LinearConstraint, LinearConstraint | None]:
+        from scipy.optimize import LinearConstraint
+        from scipy.sparse import coo_array
+
         n, names = len(self._kept), {slot.name: at for at, slot in enumerate(self._guide.usual)}
         pairs = [(names[one.writer], names[one.reader]) for one in self._guide.borders]
         width = n + 2 * len(pairs)
@@ -139,6 +144,8 @@ class Allocator:
         return self._solved(goal, Budget())
 
     def _solved(self, goal: Floats, budget: Budget) -> Stitch | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         n, width = len(self._kept), len(goal)
         constraints = [one for one in self._program if one is not None]
         if budget.latency is not None:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from autoq.search.outcome import Outcome, Point
 from autoq.search.records import TrialRecord, TrialState
@@ -58,6 +57,8 @@ def latency_hindsight(trials: Sequence[TrialRecord]) -> LatencyHindsight | None:
     ]
     if not pairs:
         return None
+    from scipy.stats import spearmanr  # half a second: not for a search, which asks at its end
+
     foretold, measured = np.array(pairs).T
     error = float(np.median(np.abs(foretold / measured - 1.0)))
     constant = np.ptp(foretold) == 0 or np.ptp(measured) == 0

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from autoq.core.choices import Choice, Rewrites
 from autoq.search.guide import ErrorProbe, Floats, Guide, Slot
 
-MAX_PROBES = 96  # for each float model: more layers than that share theirs
+MAX_PROBES = 96  # of the usual float model: more layers than that share theirs
+_REWRITTEN_PROBES = 0.25  # share of the limit for each float model after it: it starts from known factors
 _PRIOR_WEIGHT = 0.1  # of the common factor, against a measured divergence
 _LEAST = 1e-9  # divergence that is none
 _WORST = 10.0  # divergence of outputs that are not finite: more than any classifier's guessing
@@ -48,15 +48,16 @@ def plan_probes(guide: Guide, limit: int = MAX_PROBES) -> list[ProbePlan]:
         if rewrites.widths:
             plans += _width_plans(rewrites, slots)
             continue
+        is_usual = rewrites == guide.rewrites[0]
         wanted = [
             (slot, kind, index)
             for slot in slots
             if slot.is_layer
             for kind, index in _telling_options(slot).items()
         ]
-        if rewrites != guide.rewrites[0]:  # rewrites move outliers of activations: weights err as before
+        if not is_usual:  # rewrites move outliers of activations: weights err as before
             wanted = [one for one in wanted if one[1] != "weight"]
-        for together in _shared(wanted, limit):
+        for together in _shared(wanted, limit if is_usual else round(_REWRITTEN_PROBES * limit)):
             plans.append(ProbePlan(rewrites, {slot.name: index for slot, _, index in together}))
     return [*plans, *_op_plans(guide)]
 
@@ -243,6 +244,8 @@ def _fitted(prior: Floats, measured: Sequence[tuple[Floats, float]]) -> Floats:
     itself and what the probes allow a factor to be: relative to itself alone it would pull a layer that is
     a hundred times as sensitive as others to twice the common factor.
     """
+    from scipy.optimize import nnls  # a quarter of a second: not for a search whose sensitivity is known
+
     prior = np.maximum(prior, 1e-12)
     shares = np.array([errors / max(divergence, _LEAST) for errors, divergence in measured])
     largest = np.max(shares, axis=0) if measured else np.zeros(len(_KINDS))

@@ -27,6 +27,7 @@ _PROFILED_RUNS = 8
 _NATIVE = Verdict(legal=True)
 # Formats that end in u8 x s8 kernels: s8 activations are rewritten to u8 at load.
 _U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_DYNAMIC)
+_UNSATURATED_BITS = 7  # of weights whose sums of two products fit 16 bits
 REJECTIONS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -118,11 +119,13 @@ class OnnxRuntimeTarget:
             return Verdict(legal=True, native=False, reason="fp16 weights run at the speed of fp32 ones")
         if missing := _missing_kernel(layer, choice.format):
             return _refused(missing)
-        if self._cpu.saturates and choice.format in _U8_BY_S8 and choice.weight_bits > 7:
+        saturates = self._cpu.saturates and choice.format in _U8_BY_S8
+        widest = _UNSATURATED_BITS if saturates else choice.format.container_bits
+        if choice.weight_bits > widest:
             return _refused("u8 x s8 saturates on this CPU (no VNNI): at most 7 weight bits (reduce_range)")
         if layer.op == "ConvTranspose" and choice.granularity is Granularity.CHANNEL and layer.group > 1:
             return _refused("per-channel scales of a grouped ConvTranspose cannot be expressed in ONNX")
-        if choice.weight_bits < choice.format.container_bits:
+        if choice.weight_bits < widest:
             return Verdict(
                 legal=True,
                 native=False,

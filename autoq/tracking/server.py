@@ -87,7 +87,8 @@ def experiment_pages(address: str) -> list[tuple[str, str]]:
         {"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=10.0) as answer:
+        # The first question opens the store, which takes a busy machine longer than the server's start did.
+        with urllib.request.urlopen(request, timeout=_START_TIMEOUT_S) as answer:
             found = json.load(answer).get("experiments", [])
     except OSError:
         return []  # a convenience: the pages themselves say what is wrong

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
 
 from autoq.core.errors import DataError
 
@@ -86,6 +85,8 @@ def _inverse_cholesky(flipped: Floats) -> Floats | None:
     With JAJ = LLᵀ, A = (JLJ)(JLJ)ᵀ and U = J·L⁻¹·J: one Cholesky and one triangular inverse, where
     inverting A first takes twice the work. The argument is overwritten.
     """
+    from scipy.linalg import lapack  # a fifth of a second: not for a search that finds its variants
+
     single = flipped.dtype == np.float32
     cholesky, invert = (lapack.spotrf, lapack.strtri) if single else (lapack.dpotrf, lapack.dtrtri)
     lower, failed = cholesky(flipped, lower=1, clean=1, overwrite_a=1)

@@ -89,10 +89,13 @@ def run_cell(page: Page, name: str | re.Pattern[str]) -> Locator:
     return page.get_by_role("gridcell").filter(has=link)
 
 
+def trial_links(page: Page) -> Locator:
+    return page.get_by_role("gridcell").get_by_role("link", name=re.compile(r"^t\d{3} "))
+
+
 def trial_names(page: Page) -> list[str]:
     """Names of the trials' runs, from top to bottom."""
-    links = page.get_by_role("gridcell").get_by_role("link", name=re.compile(r"^t\d{3} ")).all()
-    placed = [(link.bounding_box(), link.inner_text()) for link in links]
+    placed = [(link.bounding_box(), link.inner_text()) for link in trial_links(page).all()]
     return [text for box, text in sorted(placed, key=lambda one: one[0]["y"] if one[0] else 0.0)]
 
 
@@ -124,6 +127,8 @@ def test_trials_sort_by_latency(page: Page, addresses: dict[str, str], finished:
     page.get_by_text("latency_ms", exact=True).first.click()
     run_cell(page, re.compile(r"^t007 ")).wait_for()
     expect(page.get_by_test_id("sort-select-dropdown")).to_contain_text("latency_ms")
+    # While the rows are fetched anew, the old ones can be there beside them.
+    expect(trial_links(page)).to_have_count(8, timeout=WAIT_MS)
     keep(page, "mlflow-by-latency")
     front = {point["trial"]: point["latency_ms"] for point in finished.report["front"]}
     shown = [int(name[1:4]) for name in trial_names(page)]

@@ -25,8 +25,10 @@ from autoq.inspecting import inspect_search, offered_choices
 from autoq.preparation import prepare, prepare_sources, prepare_variants
 from autoq.spec.loading import load_spec
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
+from autoq.testing.bench import INT8
 from autoq.testing.models import example_feed, tagger
 
+BITS = range(4, INT8.weight_bits + 1)  # of int8 weights, on this CPU
 LAYERS = {"stem", "block.conv1", "block.conv2", "fc"}
 
 
@@ -80,7 +82,7 @@ def test_every_choice_of_the_space_has_its_error(inspected: Inspected) -> None:
     labels = {label for layer in inspected.content["layers"] for label in layer["space"] if label != "fp32"}
     for choices in inspected.choices.values():
         offered = {(one["label"], one["weight_bits"]) for one in choices}
-        assert offered == {(label, bits) for label in labels for bits in range(4, 9)}
+        assert offered == {(label, bits) for label in labels for bits in BITS}
         assert all(one["relative_error"] > 0 for one in choices)
 
 
@@ -222,7 +224,7 @@ def test_offered_choices_are_distinct_and_leave_the_float_layer_out(tmp_path: Pa
     ready = prepare(load_spec(spec), Home.open(tmp_path / "home"), Silent())
     for layer in ready.space.layers:
         choices = list(offered_choices(layer))
-        assert len(choices) == len(set(choices)) == 10 * 5
+        assert len(choices) == len(set(choices)) == 10 * len(BITS)
         assert Choice.of(Format.FP32) not in choices
     layers: tuple[Layer, ...] = inspect_search(ready).summary.layers
     assert {layer.name for layer in layers} == LAYERS

@@ -21,7 +21,7 @@ from tiny_case import NAME, ledger_of, run_autoq, started, write_case
 
 from autoq.core.digests import digest_bytes
 from autoq.tracking.connection import talking_to
-from autoq.tracking.server import choose_port, server_command, server_settings
+from autoq.tracking.server import choose_port, experiment_pages, server_command, server_settings
 from autoq.tracking.sqlite_store import create_sqlite_store, sqlite_uri
 
 EXPERIMENT = "autoq/tiny"
@@ -45,6 +45,7 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         while not answers(port):
             assert server.poll() is None
             time.sleep(0.1)
+        experiment_pages(f"http://127.0.0.1:{port}")  # the first question opens the store, which takes time
         yield server
     finally:
         kill(server)

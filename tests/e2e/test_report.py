@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tiny_case import NAME, run_autoq
 
+from autoq.testing.bench import INT8
+
 LAYERS = ["stem", "block.conv1", "block.conv2", "fc"]
 
 
@@ -21,7 +23,7 @@ def test_the_end_of_a_search_leaves_the_report_and_what_is_known_of_the_layers(f
     assert len(layers) == len(LAYERS)
     assert sum(layer["latency_share"] or 0.0 for layer in layers) == pytest.approx(0.7, abs=0.3)
     for layer in layers:
-        by_bits = [layer["sqnr_db"][f"int8/channel/minmax w{bits}"] for bits in (4, 8)]
+        by_bits = [layer["sqnr_db"][f"int8/channel/minmax w{bits}"] for bits in (4, INT8.weight_bits)]
         assert by_bits[0] < by_bits[1]  # fewer bits, more noise
 
 

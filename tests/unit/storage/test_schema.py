@@ -16,7 +16,7 @@ from autoq.core.errors import StoreError
 from autoq.search.records import TrialState
 from autoq.storage.engine import create_engine, parse_url
 from autoq.storage.ledger import SqlLedger
-from autoq.storage.schema import VERSION_TABLE, current_revision, upgrade
+from autoq.storage.schema import REVISIONS, VERSION_TABLE, current_revision, upgrade
 from autoq.storage.study import StudyLedger
 from autoq.storage.tables import METADATA, SEARCHES, Json
 from autoq.testing.ledger_contract import example_trial
@@ -56,6 +56,10 @@ def test_the_tables_are_what_the_migrations_make(store_url: str) -> None:
         found = compare_metadata(MigrationContext.configure(connection, opts=options), METADATA)
     engine.dispose()
     assert found == []
+
+
+def test_the_revisions_are_those_of_the_scripts() -> None:
+    assert list(REVISIONS) == [script.revision for script in SCRIPTS.walk_revisions()][::-1]
 
 
 def test_a_database_of_the_first_revision_is_upgraded_with_its_rows(store_url: str) -> None:

@@ -19,7 +19,7 @@ from autoq.search.outcome import build_outcome
 from autoq.search.records import SearchRecord, SearchState, TrialRecord
 from autoq.tracking.mlflow_tracking import MlflowTracker
 from autoq.tracking.resilient import FIRST_PAUSE_S, LONGEST_PAUSE_S, ResilientTracker
-from autoq.tracking.server import choose_port, server_command, server_settings
+from autoq.tracking.server import choose_port, experiment_pages, server_command, server_settings
 from autoq.tracking.sqlite_store import sqlite_uri
 
 MakeTrial = Callable[..., TrialRecord]
@@ -52,6 +52,7 @@ def serving(store: Path, artifacts: Path, port: int) -> Iterator[subprocess.Pope
                 break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.1)
+        experiment_pages(f"http://127.0.0.1:{port}")  # the first question opens the store, which takes time
         yield server
     finally:
         kill(server)

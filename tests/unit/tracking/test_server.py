@@ -64,15 +64,21 @@ def test_postgresql_serves_the_pages_with_one_worker_and_no_consumers(
     MlflowTracker(postgres_url, tmp_path / "artifacts").start_search(record)
     command = [sys.executable, "-m", "autoq", "ui", "--home", str(tmp_path / "home"), "--port", "0"]
     settings = {**os.environ, "AUTOQ_MLFLOW_STORAGE": postgres_url}
-    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as ui:
-        assert ui.stderr is not None
-        said = next(line for line in ui.stderr if "autoq/digits-cnn: " in line)
+    ui = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+    assert ui.stderr is not None
+    try:
+        assert any("MLflow is at" in line for line in ui.stderr)
+        said = ui.stderr.readline()
         (server,) = psutil.Process(ui.pid).children()
         workers = [
             child for child in server.children() if "resource_tracker" not in " ".join(child.cmdline())
         ]
         os.kill(ui.pid, signal.SIGTERM)
         ui.communicate(timeout=30)
+    finally:
+        ui.kill()
+        ui.wait()
+    assert "autoq/digits-cnn: " in said
     assert "/runs?workflowType=machine_learning" in said
     assert len(workers) <= 1
 

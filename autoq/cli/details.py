@@ -42,7 +42,7 @@ def _hindsight_rows(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str
         rows["latency model"] = (
             f"median error {seen.median_error:.1%} on {seen.n_trials} trials foretold before they ran{ranks}"
         )
-    if found := optimism_of(outcome):
+    if found := optimism_of(outcome.best):
         rows["optimism"] = (
             f"{found.value:+.4f}: trial {found.trial} drops {found.search_drop:+.4f} on the search split, "
             f"{found.test_drop:+.4f} on the test split"

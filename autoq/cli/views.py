@@ -53,7 +53,7 @@ def search_json(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, An
 def _hindsight_json(outcome: Outcome, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     from autoq.search.hindsight import latency_hindsight, optimism_of
 
-    latency, optimism = latency_hindsight(trials), optimism_of(outcome)
+    latency, optimism = latency_hindsight(trials), optimism_of(outcome.best)
     return {
         "latency_model": None if latency is None else latency.to_json(),
         "optimism": None if optimism is None else optimism.to_json(),

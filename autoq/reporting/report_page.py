@@ -13,6 +13,7 @@ from autoq.reporting.figures import Scale
 from autoq.reporting.front_table import front_table, latency_interval
 from autoq.reporting.html_page import build_page, escape, figure_html
 from autoq.reporting.pictures import Content, draw_pictures
+from autoq.search.hindsight import optimism_of
 from autoq.search.outcome import Outcome, Point
 from autoq.search.records import SearchState
 
@@ -41,13 +42,6 @@ def write_page(content: Content) -> str:
         _footer(outcome),
     ]
     return build_page(f"{outcome.record.name}: autoq report", body, charts)
-
-
-def optimism(point: Point) -> float | None:
-    """Return how much larger the drop is on the test split than on the search split; None without one."""
-    if point.test is None:
-        return None
-    return point.test.accuracy.drop - point.measurement.accuracy.drop
 
 
 # --- head and card -----------------------------------------------------------------------------------
@@ -128,15 +122,15 @@ def _between(text: str, interval: object) -> str:
 
 
 def _test_sentence(point: Point, scale: Scale) -> str:
-    gap = optimism(point)
-    if point.test is None or gap is None:
+    optimism = optimism_of(point)
+    if point.test is None or optimism is None:
         return '<p id="holds">No figure is checked on unseen data: the test split has not been used.</p>'
     test, holds = point.test.accuracy, point.test.holds
     text = (
         f"It {_HOLDS[holds]}" if holds != "undecided" else f"It is {_HOLDS[holds]}"
     ) + (
         f": drop {scale.drop(test.drop, test.drop_ci)} on {test.n_examples} examples that the search never "
-        f"saw. Optimism (drop on the test split less drop on the search split): {scale.drop(gap)}."
+        f"saw. Optimism (drop on the test split less drop on the search split): {scale.drop(optimism.value)}."
     )  # fmt: skip
     kind = ' class="warning"' if holds == "no" else ""
     return f'<p id="holds"{kind} data-holds="{escape(holds)}">{escape(text)}</p>'

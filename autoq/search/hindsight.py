@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoq.search.outcome import Outcome, Point
+from autoq.search.outcome import Point
 from autoq.search.records import TrialRecord, TrialState
 
 _FEWEST = 4  # forecasts below which a rank correlation says nothing
@@ -29,7 +29,7 @@ class LatencyHindsight:
 
 @dataclass(frozen=True, slots=True)
 class Optimism:
-    """What the search split promised beyond what the test split bore out, for the best point."""
+    """What the search split promised beyond what the test split bore out, for one point."""
 
     trial: int
     search_drop: float
@@ -66,10 +66,9 @@ def latency_hindsight(trials: Sequence[TrialRecord]) -> LatencyHindsight | None:
     return LatencyHindsight(len(pairs), error, correlation)
 
 
-def optimism_of(outcome: Outcome) -> Optimism | None:
-    """Hold the best point's drop on the search split against that on the test split."""
-    best: Point | None = outcome.best
-    if best is None or best.test is None:
+def optimism_of(point: Point | None) -> Optimism | None:
+    """Hold a point's drop on the search split against that on the test split; None without one."""
+    if point is None or point.test is None:
         return None
-    search, test = best.measurement.accuracy, best.test.accuracy
-    return Optimism(best.trial.number, search.drop, test.drop, min(search.n_examples, test.n_examples))
+    search, test = point.measurement.accuracy, point.test.accuracy
+    return Optimism(point.trial.number, search.drop, test.drop, min(search.n_examples, test.n_examples))

@@ -19,7 +19,8 @@ from autoq.reporting.html_page import picture_page
 from autoq.reporting.layer_facts import LayerFacts
 from autoq.reporting.palette import THEMES, painted
 from autoq.reporting.pictures import Content, draw_pictures
-from autoq.reporting.report_page import optimism, write_page
+from autoq.reporting.report_page import write_page
+from autoq.search.hindsight import optimism_of
 from autoq.search.outcome import Outcome
 from autoq.search.records import SearchRecord, SearchState, TrialRecord
 
@@ -158,7 +159,7 @@ def test_without_a_test_split_there_is_no_optimism_and_the_page_says_so(
     outcome: Outcome, trials: list[TrialRecord]
 ) -> None:
     assert outcome.best is not None
-    assert optimism(outcome.best) is None
+    assert optimism_of(outcome.best) is None
     assert "has not been used" in Page(write_page(Content(outcome, trials))).texts["holds"]
 
 

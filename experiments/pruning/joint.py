@@ -1,9 +1,10 @@
-"""Bits alone against bits and widths together, by whole guided searches on ResNet-18.
+"""Bits alone against bits and widths together, by whole guided searches.
 
-    python experiments/pruning/joint.py BENCH_FOLDER [--trials 40] [--home DIR]
+    python experiments/pruning/joint.py BENCH_FOLDER [--model resnet18] [--trials 40] [--home DIR]
 
 The fronts of both searches are timed afresh in one run, interleaved with the float model; the share of the
-gap is that of experiments/search. What is found is kept under `joint` in results.json beside this script.
+gap is that of experiments/search. What is found is kept under `joint-MODEL` in results.json beside this
+script.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import yaml
 sys.path.append(str(Path(__file__).parent.parent / "search"))  # quality, searches
 
 from quality import time_afresh
-from searches import Printing, SharingApp
+from searches import Printing, SharingApp, fewer_examples
 
 from autoq.core.choices import Candidate
 from autoq.core.fronts import front_rows
@@ -31,15 +33,38 @@ from autoq.core.measurements import Measurement
 from autoq.search.records import TrialRecord
 from autoq.spec.loading import load_spec, spec_from_json
 
-MODEL = "resnet18"
-WIDTHS = [1.0, 0.75, 0.62, 0.58, 0.5]  # shares of the latency of all-int8 that narrower models aim at
-MIN_GAIN, MIN_OVER_INT8, MIN_OVER_FLOAT = 1.15, 1.65, 7.5
-MAX_DROP = 0.01
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with the space it is searched in, and what is asked of its narrowed points."""
+
+    space: str
+    widths: tuple[float, ...]  # shares of the latency of all-int8 that narrower models aim at
+    max_drop: float  # of the points that count; twice that is where the gap ends
+    bars: dict[str, float]  # by figure: the least
 
 
-def search(app: SharingApp, bench: Path, name: str, n_trials: int, *, widths: bool) -> None:
+SUBJECTS = {
+    "resnet18": Subject(
+        "cnn", (1.0, 0.75, 0.62, 0.58, 0.5), 0.01, {"gain": 1.15, "over_int8": 1.65, "over_float": 7.5}
+    ),
+    "mobilenetv2": Subject("cnn", (1.0, 0.9, 0.8, 0.7), 0.01, {}),
+    "minilm": Subject("transformer", (1.0, 0.9, 0.8, 0.7), 0.10, {"over_unpruned": 1.15}),
+}
+FIGURES = {
+    "gain": "volume of drop and ln speed-up, joint over bits alone",
+    "over_int8": "best within the drop, over the fastest all-int8 anchor",
+    "over_float": "the same over float",
+    "over_unpruned": "narrowed point over the fastest unpruned one that loses no more, the best such ratio",
+}
+
+
+def search(app: SharingApp, bench: Path, model: str, n_trials: int, *, widths: bool) -> None:
     """Search with the ready space, or with the same space and widths."""
+    subject, name = SUBJECTS[model], _names(model)[widths]
     overrides: dict[str, Any] = {
+        **fewer_examples(app, bench, model),
+        "constraints.max_accuracy_drop": subject.max_drop,
         "name": name,
         "search.trials": n_trials,
         "timing.search_s": 1.0,
@@ -47,20 +72,25 @@ def search(app: SharingApp, bench: Path, name: str, n_trials: int, *, widths: bo
         "data.test": None,
     }
     if widths:
-        space = yaml.safe_load((files("autoq.search_spaces") / "cnn.yaml").read_text())
-        overrides["space"] = {**space, "rewrites": {**space["rewrites"], "widths": WIDTHS}}
+        space = yaml.safe_load((files("autoq.search_spaces") / f"{subject.space}.yaml").read_text())
+        overrides["space"] = {**space, "rewrites": {**space["rewrites"], "widths": list(subject.widths)}}
     print(name, flush=True)
-    app.search(load_spec(bench / f"{MODEL}.yaml", overrides), Printing(), resume=True)
+    app.search(load_spec(bench / f"{model}.yaml", overrides), Printing(), resume=True)
 
 
-def compare(app: SharingApp) -> dict[str, Any]:
+def _names(model: str) -> tuple[str, str]:
+    return f"{model}-bits", f"{model}-joint"
+
+
+def compare(app: SharingApp, model: str) -> dict[str, Any]:
     """Time both fronts, and say how much more of the gap widths close."""
-    record = app.record("joint")
+    subject, (bits, joint) = SUBJECTS[model], _names(model)
+    record = app.record(joint)
     assert record.baseline is not None
     size_bytes = record.baseline.size_bytes
     members: dict[str, TrialRecord] = {}
     by_search: dict[str, set[str]] = {}
-    for name in ("bits", "joint"):
+    for name in (bits, joint):
         trials = [t for t in app.trials(name) if t.measurement and not t.measurement.accuracy.is_estimate]
         costs = np.array([_costs(t.measurement, size_bytes) for t in trials])
         rows = {*front_rows(costs), *front_rows(costs[:, :2])}
@@ -74,50 +104,71 @@ def compare(app: SharingApp) -> dict[str, Any]:
         for digest, trial in members.items()
         if trial.measurement
     }
-    reference = np.array([2 * MAX_DROP, 1e-9])
-    plain = {d for d, t in members.items() if t.origin.startswith("anchor ") and d in by_search["bits"]}
+    reference = np.array([2 * subject.max_drop, 1e-9])
+    plain = {d for d, t in members.items() if t.origin.startswith("anchor ") and d in by_search[bits]}
     volume = {
         name: hypervolume(np.array([points[d] for d in (*found, *plain)]), reference)
         for name, found in by_search.items()
     }
     int8 = min(ratios[d] for d in plain)
-    within = [d for d, point in points.items() if point[0] <= MAX_DROP + 1e-9]
+    within = [d for d, point in points.items() if point[0] <= subject.max_drop + 1e-9]
     best = min(within, key=lambda digest: ratios[digest])
     found = members[best].measurement
     assert found is not None
-    gain = volume["joint"] / volume["bits"]
-    over_float, over_int8 = 1 / ratios[best], int8 / ratios[best]
-    print(
-        f"  best within a point: {over_float:.2f}x over float, {over_int8:.2f}x over int8, gain {gain:.2f}x"
-    )
+    narrowed = [digest for digest in within if members[digest].candidate.rewrites.widths]
+    figures = {
+        "gain": volume[joint] / volume[bits],
+        "over_int8": int8 / ratios[best],
+        "over_float": 1 / ratios[best],
+        "over_unpruned": max((_over_unpruned(one, members, points, ratios) for one in narrowed), default=0.0),
+    }
+    for name, figure in figures.items():
+        print(f"  {FIGURES[name]}: {figure:.2f}x")
     return {
+        "environment": record.environment,
+        "figures": figures,
         "volume": volume,
         "best": {
             "trial": members[best].number,
             "origin": members[best].origin,
             "drop": found.accuracy.drop,
             "drop_ci": found.accuracy.drop_ci,
-            "over_float": over_float,
-            "over_int8": over_int8,
             "size_bytes": found.size.size_bytes,
             "widths": dict(members[best].candidate.rewrites.widths),
         },
         "points": [
-            {"drop": float(points[d][0]), "ratio": ratios[d], "joint_only": d not in by_search["bits"]}
+            {
+                "drop": float(points[d][0]),
+                "ratio": ratios[d],
+                "widths": dict(members[d].candidate.rewrites.widths),
+            }
             for d in points
         ],
         "bars": [
-            _bar("volume of drop and ln speed-up, joint over bits alone", gain, MIN_GAIN),
-            _bar(
-                "best within a point of accuracy, over the fastest all-int8 anchor", over_int8, MIN_OVER_INT8
-            ),
-            _bar("the same over float", over_float, MIN_OVER_FLOAT),
+            {
+                "what": FIGURES[name],
+                "figure": figures[name],
+                "bar": f">= {least:g} x",
+                "met": figures[name] >= least,
+            }
+            for name, least in subject.bars.items()
         ],
     }
 
 
-def _bar(what: str, figure: float, least: float) -> dict[str, Any]:
-    return {"what": what, "figure": figure, "bar": f">= {least:g} x", "met": figure >= least}
+def _over_unpruned(
+    narrowed: str,
+    members: dict[str, TrialRecord],
+    points: dict[str, Any],
+    ratios: dict[str, float],
+) -> float:
+    """How much faster a narrowed point is than every unpruned one that is at least as accurate."""
+    rivals = [
+        ratios[digest]
+        for digest, trial in members.items()
+        if not trial.candidate.rewrites.widths and points[digest][0] <= points[narrowed][0]
+    ]
+    return min(rivals, default=1.0) / ratios[narrowed]
 
 
 def _costs(measurement: Measurement | None, size_bytes: int) -> list[float]:
@@ -130,15 +181,16 @@ def main() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
+    parser.add_argument("--model", choices=SUBJECTS, default="resnet18")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--home", type=Path, default=Path("autoq-home"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     args = parser.parse_args()
     app = SharingApp(args.home)
-    search(app, args.bench, "bits", args.trials, widths=False)
-    search(app, args.bench, "joint", args.trials, widths=True)
+    for widths in (False, True):
+        search(app, args.bench, args.model, args.trials, widths=widths)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    results["joint"] = compare(app)
+    results[f"joint-{args.model}"] = compare(app, args.model)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     app.close()
 

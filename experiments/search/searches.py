@@ -95,9 +95,9 @@ def measured_before(app: App, model_digest: str) -> dict[str, Measurement]:
     }
 
 
-def _fewer_examples(app: App, bench: Path, run: Run) -> dict[str, Any]:
+def fewer_examples(app: App, bench: Path, model: str) -> dict[str, Any]:
     """Cut MiniLM's search split, which is scored whole and sentence by sentence in every trial."""
-    if run.model != "minilm":
+    if model != "minilm":
         return {}
     path = app.home.root / "sentences.npz"
     if not path.exists():
@@ -128,7 +128,7 @@ class Printing(Silent):
 def run_search(app: App, bench: Path, run: Run) -> Outcome:
     """Run a search, or go on with it; a finished one is only read."""
     overrides: dict[str, Any] = {
-        **_fewer_examples(app, bench, run),
+        **fewer_examples(app, bench, run.model),
         "name": run.name,
         "search.strategy": run.strategy,
         "search.seed": run.seed,

@@ -14,10 +14,16 @@ import onnxruntime
 import pytest
 from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, tiny_data, write_spec
 
+from autoq.exporting import Silent
+from autoq.home import Home
+from autoq.preparation import prepare, prepare_sources
 from autoq.search.records import TrialRecord
+from autoq.search.space import FULL_WIDTH, WidthLevel
+from autoq.spec.loading import load_spec
 from autoq.testing.models import GraphBuilder
 from autoq.tracking.run_content import trial_params
 
+_LOST = "is out of reach, or no step of its own"
 SPACE: dict[str, Any] = {
     "version": 1,
     "layers": {"*": {"format": ["fp32", "int8"], "calibration": ["minmax", "mse"], "rounding": "gptq"}},
@@ -66,6 +72,54 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     assert ran.returncode == 0, ran.stderr
     with ledger_of(home) as ledger:
         return Searched(spec, home, ran.stderr, ledger.load_trials(NAME))
+
+
+class Hearing(Silent):
+    """A listener that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def settled(spec: Path, home: Path) -> tuple[list[WidthLevel], list[str]]:
+    """The levels of width that a search would offer, and what is said of them."""
+    opened, listener = Home.open(home), Hearing()
+    ready = prepare(load_spec(spec), opened, listener)
+    prepare_sources(ready, opened, listener)
+    return list(ready.space.rewrites.widths), [note for note in listener.notes if note.startswith("widths: ")]
+
+
+def test_levels_are_decided_once_and_a_damaged_decision_is_made_anew(tmp_path: Path) -> None:
+    spec, home = write_wide_case(tmp_path, "tpe"), tmp_path / "home"
+    levels, _ = settled(spec, home)
+    assert levels[0] == FULL_WIDTH
+    assert all(
+        1 <= units < {"block.conv1": 64}.get(group, 32) for one in levels[1:] for group, units in one.widths
+    )
+    (kept,) = (home / "cache" / "widths").glob("*.json")
+    # Profiles differ from run to run: what was decided is read, whatever another profile would say.
+    kept.write_text(json.dumps([{"share": 0.5, "widths": {"stem": 24}}]))
+    again, said = settled(spec, home)
+    assert [dict(level.widths) for level in again] == [{}, {"stem": 24}]
+    assert said == ["widths: reused, 1 narrower models chosen earlier", f"widths: 80% of the latency {_LOST}"]
+    kept.write_text("{")
+    anew, said = settled(spec, home)
+    assert [level.share for level in anew] == [level.share for level in levels]
+    assert not any("reused" in note for note in said)
+
+
+def test_a_model_without_groups_is_searched_at_full_width_and_that_is_said(tmp_path: Path) -> None:
+    net = GraphBuilder(seed=1)
+    flat = net.node("Flatten", net.input("image", "batch", 3, 16, 16))
+    model = net.build(logits=(net.gemm(flat, "fc", 768, N_CLASSES), ("batch", N_CLASSES)))
+    spec = write_wide_case(tmp_path, "tpe")
+    onnx.save(model, tmp_path / "tiny.onnx")
+    levels, said = settled(spec, tmp_path / "home")
+    assert levels == [FULL_WIDTH]
+    assert said[0] == "widths: no channel group can get narrower, the search goes on at full width"
 
 
 def n_weights(path: Path) -> int:

@@ -186,6 +186,17 @@ def test_the_number_of_probes_does_not_grow_with_the_layers(n_layers: int) -> No
     assert told == {slot.name: 3 for slot in guide.usual if slot.is_layer}
 
 
+def test_models_after_the_first_are_probed_less_as_they_start_from_its_factors() -> None:
+    guide = chain(300)
+    both = replace(guide, slots={AS_IT_IS: guide.usual, EQUALIZED: guide.usual})
+    plans = plan_probes(both)
+    first, second = ([plan for plan in plans if plan.rewrites == one] for one in (AS_IT_IS, EQUALIZED))
+    assert [plan.chosen for plan in first] == [plan.chosen for plan in plan_probes(guide)]
+    assert MAX_PROBES // 5 <= len(second) <= MAX_PROBES // 4 + 2
+    told = Counter(name for plan in second for name in plan.chosen)
+    assert told == {slot.name: 2 for slot in guide.usual}  # static and dynamic inputs: weights are as before
+
+
 def test_shared_probes_still_tell_parts_of_a_deep_model_apart() -> None:
     guide = chain(300)
     factors = {

@@ -78,6 +78,7 @@ def test_postgresql_serves_the_pages_with_one_worker_and_no_consumers(
     finally:
         ui.kill()
         ui.wait()
+        ui.stderr.close()
     assert "autoq/digits-cnn: " in said
     assert "/runs?workflowType=machine_learning" in said
     assert len(workers) <= 1

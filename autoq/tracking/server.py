@@ -48,7 +48,7 @@ def run_ui(
 ) -> None:
     """Serve the MLflow pages of a store until Ctrl-C or until the server ends by itself.
 
-    Without a port, or with 0, the usual one is taken if it is free, else any.
+    Without a port, the usual one is taken if it is free, else any; 0 takes any.
 
     Raises:
         UserError: The port is taken, the host is not of this machine, or `backend_uri` is a server.
@@ -58,7 +58,7 @@ def run_ui(
         address = without_credentials(backend_uri)
         raise UserError(f"MLflow is served already, at {address}", hint="open it in a browser")
     chosen = choose_port(host, port)
-    if port in (None, 0) and chosen != DEFAULT_PORT:
+    if port is None and chosen != DEFAULT_PORT:
         say(f"port {DEFAULT_PORT} is taken; using {chosen}")
     if (path := sqlite_path(backend_uri)) is not None:
         with talking_to(backend_uri):
@@ -112,12 +112,12 @@ def server_settings(backend_uri: str, artifact_root: Path) -> dict[str, str]:
 
 
 def choose_port(host: str, port: int | None) -> int:
-    """Return the port asked for, or a free one when it is None or 0: the usual one if possible.
+    """Return the port asked for; None: the usual one if it is free, else any; 0: any that is free.
 
     Raises:
         UserError: The port is taken, or `host` is no address of this machine.
     """
-    if port:
+    if port is not None:
         return _bind(host, port)
     try:
         return _bind(host, DEFAULT_PORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import threading
@@ -265,7 +266,7 @@ class App:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
                 baseline = runner.measure_baseline()
             else:
-                with runner.turn():  # builds what the process of the trials needs, while MLflow wakes up
+                with _meanwhile(_import_sampling), runner.turn():  # which waits for the process of the trials
                     pass
         _check_deterministic(baseline, ready.spec, listener)
         record = SearchRecord(
@@ -540,6 +541,12 @@ def _meanwhile(work: Callable[[], object]) -> Iterator[Callable[[], None]]:
         yield thread.join
     finally:
         thread.join()
+
+
+def _import_sampling() -> None:
+    """Import what the first trial is proposed and stored with: a third of a second."""
+    for module in ("scipy.special", "autoq.search.guided", "autoq.storage.optuna_rdb"):
+        importlib.import_module(module)
 
 
 def _do_nothing() -> None:

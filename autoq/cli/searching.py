@@ -125,15 +125,19 @@ def run_search(request: SearchRequest) -> ExitCode:
 
 
 def _search(request: SearchRequest, stage: Stage) -> tuple[Outcome, Path]:
+    from autoq.execution.memory import uncollected
     from autoq.launching import launch_trials
 
     with ExitStack() as stack:
+        starting = stack.enter_context(ExitStack())
+        starting.enter_context(uncollected())
         # First of all: it takes as long to start as everything until it is needed.
         trials = stack.enter_context(closing(launch_trials(request.home)))
         spec = _load(request)
         app, listener = stack.enter_context(open_app(request.home)), stack.enter_context(followed(stage))
 
         def tell(estimate: Estimate) -> None:
+            starting.close()
             for line in summary.estimate_lines(estimate):
                 listener.on_note(line)
 

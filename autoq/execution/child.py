@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autoq.core.errors import DISK_ERRORS, AutoqError, InfrastructureError, TrialOutOfMemory
-from autoq.execution.memory import give_back_memory, keep_freed_memory
+from autoq.execution.memory import give_back_memory, keep_freed_memory, uncollected
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -99,8 +99,9 @@ def serve(
     logger.addHandler(_LogForwarder(pipe))
     logger.setLevel(log_level)
     logger.propagate = False
-    for module in preload:
-        importlib.import_module(module)
+    with uncollected():
+        for module in preload:
+            importlib.import_module(module)
     built: Any = None
     while True:
         try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from autoq.pruning.consumers import Consumer, Floats, Indices
 
@@ -51,6 +50,8 @@ def refit_nested(consumer: Consumer, order: Indices, widths: Sequence[int], ridg
         widths: How many columns of the order stay, in falling or rising order.
         ridge: λ, positive.
     """
+    from scipy.linalg import solve_triangular  # a tenth of a second: not for a search at full width
+
     covariance = consumer.covariance
     damped = covariance[np.ix_(order, order)]
     damped[np.diag_indices_from(damped)] += np.float32(ridge)
@@ -74,6 +75,8 @@ def refit_nested(consumer: Consumer, order: Indices, widths: Sequence[int], ridg
 
 def _back_substitute(lower: Floats, forward: Floats, order: Indices, width: int) -> Floats:
     """Return the weights of the first columns of the order, (rows, width), sorted by column."""
+    from scipy.linalg import solve_triangular
+
     rising = np.argsort(order[:width], kind="stable")
     if not width:
         return np.zeros((forward.shape[1], 0), np.float32)
@@ -150,6 +153,8 @@ def _held_out_error(
 
 def _cholesky(damped: Floats) -> Floats:
     """Factor in float32, and in float64 where that is not enough."""
+    from scipy.linalg import cholesky
+
     try:
         lower: Floats = cholesky(damped, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
@@ -158,6 +163,8 @@ def _cholesky(damped: Floats) -> Floats:
 
 
 def _solve(damped: Floats, right: Floats) -> Floats:
+    from scipy.linalg import cho_solve
+
     solved: Floats = cho_solve((_cholesky(damped), True), right, check_finite=False)
     return solved
 

@@ -715,7 +715,7 @@ def _estimate(ready: Preparation) -> Estimate:
     n_test = 0 if ready.data.test is None else ready.data.test.n_examples
     finals_s = MAX_FINALISTS * (spec.timing.final_s + n_test / ready.target.batch_size * run_s)
     sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
-    n_narrower = len(ready.width_rule.shares)  # anchors, and float models: which widths is decided later
+    n_narrower = ready.width_rule.n_narrower  # anchors, and float models: which widths is decided later
     all_rewrites = rewrites_of(ready.space, ready.anchors)
     variants = sum(
         sizes[name] for one in all_rewrites for name, _ in foreseeable(ready.space, ready.anchors, one)

@@ -11,7 +11,7 @@ from typing import Any
 from autoq.calibrating import Calibrator, Source, build_stitcher, derive, key_of
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics, load_statistics
-from autoq.core.choices import Rewrites, Widths
+from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
 from autoq.derived import derived_vectors
@@ -169,7 +169,7 @@ def _source(
             kept[key(one)] = statistics
             return statistics
 
-        def narrow(one: FloatModel, widths: Widths) -> RewriteVectors:
+        def narrow(one: FloatModel, rewrites: Rewrites) -> RewriteVectors:
             vectors = derived_vectors(home, one, rewrites, key)
             if vectors is None:
                 raise _NotKept

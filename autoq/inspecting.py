@@ -268,7 +268,7 @@ def keep_layer_facts(ready: Preparation, sources: Mapping[Rewrites, Source], hom
 def _group_sizes(ready: Preparation) -> dict[str, dict[str, int]]:
     """Sizes of the channel groups that each layer writes, if the search may make them narrower."""
     sizes: dict[str, dict[str, int]] = {}
-    if not ready.width_rule.shares:
+    if not ready.width_rule.n_narrower:
         return sizes
     for group in find_groups(ready.model.graph).groups:
         for member in group.members:

@@ -9,8 +9,9 @@ from threadpoolctl import threadpool_limits
 
 from autoq.assembly.narrowing import MULTIPLES, Narrower, build_narrower, open_narrower
 from autoq.assembly.output_correction import OutputCorrector
+from autoq.assembly.sequential_refit import SequentialRefitter
 from autoq.calibrating import Calibrator
-from autoq.core.choices import Widths
+from autoq.core.choices import Refit, Rewrites
 from autoq.evaluation.clock import machine_clock
 from autoq.graph.float_model import FloatModel
 from autoq.graph.replay_narrowing import changed_constants
@@ -49,12 +50,15 @@ class Refitting:
             store.save(built.snapshots)
         return built
 
-    def narrow(self, model: FloatModel, widths: Widths) -> RewriteVectors:
-        """Say what to keep and what to put in the place of the rest, outputs corrected.
+    def narrow(self, model: FloatModel, rewrites: Rewrites) -> RewriteVectors:
+        """Say what to keep and what to put in the place of the rest.
+
+        From snapshots, outputs are corrected; a sequential refit makes up for more than their mean and
+        variance, and a correction after it was found to take some of that back.
 
         Args:
             model: The one this was made for.
-            widths: On the grid of the snapshots.
+            rewrites: With widths on the grid of the snapshots.
 
         Raises:
             UnknownNameError: A group is not known, or has no such width.
@@ -62,13 +66,20 @@ class Refitting:
         """
         if model.summary.digest != self._model.summary.digest:
             raise ValueError("asked to narrow another model")
-        wanted, narrower = dict(widths), self.narrower
-        self._listener.on_phase("widths", f"refitting a model with {len(wanted)} narrower channel groups")
+        wanted, narrower = dict(rewrites.widths), self.narrower
+        is_sequential = rewrites.refit is Refit.SEQUENTIAL
+        how = " layer by layer" if is_sequential else ""
+        self._listener.on_phase("widths", f"refitting a model with {len(wanted)} narrow channel groups{how}")
+        finish = self._refitter.refit if is_sequential else self._corrector.correct
         with machine_clock(), threadpool_limits(1):
-            refitted = self._corrector.correct(narrower.narrow(wanted), narrower.kept_outputs(wanted))
+            refitted = finish(narrower.narrow(wanted), narrower.kept_outputs(wanted))
             constants = changed_constants(narrower.cut(wanted).graph, refitted.graph)
         kept = {name: np.array(units, np.int64) for name, units in narrower.kept(wanted).items()}
         return RewriteVectors(kept=kept, constants=constants)
+
+    @cached_property
+    def _refitter(self) -> SequentialRefitter:
+        return SequentialRefitter(self._model, self._calibrator.calibration)
 
     @cached_property
     def _corrector(self) -> OutputCorrector:

@@ -138,7 +138,7 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
     target = create_target(spec.target)
     _check_batch_size(spec, model)
     rules = spec.space.rules()
-    if rules.rewrites.widths.shares:
+    if rules.rewrites.widths.n_narrower:
         check_globs(rules.rewrites.widths, find_groups(model.graph).groups)
     space = build_space(rules, model.summary.layers, model.summary.ops, target)
     for refusal in space.refusals:
@@ -162,7 +162,7 @@ def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) ->
         listener.on_note("warning: calibrating on a single example")
     calibrator = Calibrator(home, calibration, ready.target.environment(), listener)
     refitting = Refitting(ready.model, home, calibrator, listener)
-    if ready.width_rule.shares:
+    if ready.width_rule.n_narrower:
         with timed(ready.seconds, "widths"):
             _settle_widths(ready, home, refitting, calibrator, listener)
     sources = {}
@@ -189,7 +189,8 @@ def _settle_widths(
         reference=reference,
     )
     levels = plan_widths(ready.width_rule, subject, home, refitting, calibrator, listener)
-    ready.space = replace(ready.space, rewrites=replace(ready.space.rewrites, widths=levels))
+    rewrites = replace(ready.space.rewrites, widths=levels, refit=ready.width_rule.refit)
+    ready.space = replace(ready.space, rewrites=rewrites)
     known = {anchor.candidate.digest for anchor in ready.anchors}
     narrower = width_anchors(ready.space, reference)
     ready.anchors = [*ready.anchors, *(one for one in narrower if one.candidate.digest not in known)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from autoq.calibrating import Calibrator, build_stitcher
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.choices import AS_IT_IS
+from autoq.core.choices import AS_IT_IS, Widths
 from autoq.core.data import Array, Feed, Split
 from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
@@ -38,7 +38,7 @@ from autoq.targets.profile import seconds_by_block
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 1  # part of every key; raise it when widths are chosen in another way
+_VERSION = 2  # part of every key; raise it when widths are chosen in another way
 MAX_EXAMPLES = 128
 MAX_MEASURED = 6  # widths of a group whose divergence is measured; those between are filled in
 
@@ -63,9 +63,11 @@ def check_globs(rule: WidthRule, groups: Sequence[ChannelGroup]) -> None:
         SpecError: One does not.
     """
     names = [group.name for group in groups]
-    for pattern, _ in rule.groups:
-        if names and not matching(pattern, names):
-            raise unmatched_glob("space.rewrites.widths.groups", pattern, names)
+    rules = {"groups": rule.groups, **{f"given.{name}": globs for name, globs in rule.given}}
+    for key, globs in rules.items():
+        for pattern, _ in globs:
+            if names and not matching(pattern, names):
+                raise unmatched_glob(f"space.rewrites.widths.{key}", pattern, names)
 
 
 def plan_widths(
@@ -76,7 +78,7 @@ def plan_widths(
     calibrator: Calibrator,
     listener: SearchListener,
 ) -> tuple[WidthLevel, ...]:
-    """Return the levels of width that a rule asks for, full width first.
+    """Return the levels of width that a rule asks for, full width first, then those given by name.
 
     Where a group loses least for the time it saves, it is narrowed. What was decided once stays: profiles
     differ from run to run, and a search that is resumed must find the widths it had.
@@ -84,6 +86,9 @@ def plan_widths(
     Raises:
         UserError: The runtime refuses the model or the calibration data.
     """
+    given = _given(rule, refitting, listener) if rule.given else []
+    if not rule.shares:
+        return (FULL_WIDTH, *given)
     path = home.widths(_key(rule, subject, calibrator))
     levels = _read(path)
     if levels is None:
@@ -91,10 +96,29 @@ def plan_widths(
         _write(path, levels)
     else:
         listener.on_note(f"widths: reused, {len(levels)} narrower models chosen earlier")
-    for share in rule.shares:
-        if share not in {level.share for level in levels}:
-            listener.on_note(f"widths: {share:.0%} of the latency is out of reach, or no step of its own")
-    return (FULL_WIDTH, *levels)
+    for wanted in map(WidthLevel.of_share, rule.shares):
+        if wanted.label not in {level.label for level in levels}:
+            listener.on_note(f"widths: {wanted.label} of the latency is out of reach, or no step of its own")
+    known = {level.widths for level in given}
+    return (FULL_WIDTH, *given, *(level for level in levels if level.widths not in known))
+
+
+def _given(rule: WidthRule, refitting: Refitting, listener: SearchListener) -> list[WidthLevel]:
+    """Widths that a rule gives itself, each the closest on its group's grid, the wider of two."""
+    grids = {name: one.widths for name, one in refitting.narrower.snapshots.items()}
+    found: dict[Widths, WidthLevel] = {}
+    for label, globs in rule.given:
+        shares = {name: share for pattern, share in globs for name in matching(pattern, grids)}
+        nearest = {
+            name: min(reversed(grids[name]), key=lambda width: abs(width - share * max(grids[name])))
+            for name, share in shares.items()
+        }
+        widths = tuple(sorted((name, width) for name, width in nearest.items() if width < max(grids[name])))
+        if not widths or widths in found:
+            listener.on_note(f"widths: {label} narrows nothing, or is the same as another")
+            continue
+        found[widths] = WidthLevel(label, widths)
+    return list(found.values())
 
 
 def _key(rule: WidthRule, subject: WidthSubject, calibrator: Calibrator) -> str:
@@ -117,7 +141,7 @@ def _read(path: Path) -> list[WidthLevel] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
-            WidthLevel(float(one["share"]), tuple(sorted((str(k), int(v)) for k, v in one["widths"].items())))
+            WidthLevel(str(one["label"]), tuple(sorted((str(k), int(v)) for k, v in one["widths"].items())))
             for one in content
         ]
     except FileNotFoundError:
@@ -131,7 +155,7 @@ def _write(path: Path, levels: Sequence[WidthLevel]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(
-        json.dumps([{"share": level.share, "widths": dict(level.widths)} for level in levels]),
+        json.dumps([{"label": level.label, "widths": dict(level.widths)} for level in levels]),
         encoding="utf-8",
     )
     temporary.replace(path)
@@ -155,10 +179,10 @@ def _planned(
     with machine_clock():
         table = _divergences(subject, refitting, offered)
     latency = LatencyShares(shares, subject.model.summary.layers, groups)
-    found: dict[tuple[tuple[str, int], ...], WidthLevel] = {}
+    found: dict[Widths, WidthLevel] = {}
     for one in allocate(table, latency, rule.shares):
         widths = tuple(sorted(one.widths.items()))
-        found.setdefault(widths, WidthLevel(one.share, widths))
+        found.setdefault(widths, WidthLevel.of_share(one.share, widths))
         text = ", ".join(f"{name} {width}" for name, width in widths)
         _log.info("widths for %.0f %% (%.1f %% expected): %s", 100 * one.share, 100 * one.predicted, text)
     return list(found.values())

@@ -311,7 +311,14 @@ class Precision(StrEnum):
 Widths = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+class Refit(StrEnum):
+    """How what reads removed channels makes up for them."""
+
+    NESTED = "nested"  # from the float model's activations: one solution serves all widths of a group
+    SEQUENTIAL = "sequential"  # then layer by layer from the narrowed model's own: minutes a model
+
+
+@dataclass(frozen=True)
 class Rewrites:
     """What is made of the whole float model before it is quantised: narrowed, then equalised, then smoothed.
 
@@ -321,6 +328,7 @@ class Rewrites:
     equalize: bool = False  # cross-layer equalisation
     smooth_alpha: float | None = None  # SmoothQuant's alpha: how much of the outliers weights take over
     widths: Widths = ()
+    refit: Refit = Refit.NESTED  # where there are widths
 
     @property
     def changes_nothing(self) -> bool:
@@ -330,19 +338,25 @@ class Rewrites:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""
         plain: dict[str, Any] = {"equalize": self.equalize, "smooth_alpha": self.smooth_alpha}
-        # Left out at full width: digests from before there were widths stay what they were.
-        return {**plain, "widths": dict(self.widths)} if self.widths else plain
+        # What is usual is left out: digests from before there was a choice stay what they were.
+        if self.widths:
+            plain["widths"] = dict(self.widths)
+        if self.refit is not Refit.NESTED:
+            plain["refit"] = str(self.refit)
+        return plain
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Rewrites:
         """Inverse of `to_json`."""
         alpha = data["smooth_alpha"]
         widths = tuple(sorted((str(group), int(units)) for group, units in data.get("widths", {}).items()))
-        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha), widths)
+        refit = Refit(data.get("refit", Refit.NESTED))
+        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha), widths, refit)
 
     def __str__(self) -> str:
         n_narrowed = len(self.widths)
         parts = [f"{n_narrowed} channel group{'s' * (n_narrowed > 1)} narrowed"] if n_narrowed else []
+        parts += ["refitted layer by layer"] if self.refit is Refit.SEQUENTIAL else []
         parts += ["equalize"] if self.equalize else []
         parts += [] if self.smooth_alpha is None else [f"smooth {self.smooth_alpha:g}"]
         return " + ".join(parts) or "none"

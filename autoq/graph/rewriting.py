@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from autoq.core.choices import Rewrites, Widths
+from autoq.core.choices import Rewrites
 from autoq.core.errors import ModelError
 from autoq.graph.equalize import EqualizeLayers, ReplayEqualization
 from autoq.graph.float_model import FloatModel, describe_graph
@@ -30,8 +30,8 @@ class RewriteVectors:
     smooth: Vectors = field(default_factory=dict)  # by tensor
 
 
-# Finds out which units to keep, and refits what stays.
-Narrow = Callable[[FloatModel, Widths], RewriteVectors]
+# Finds out which units to keep, and refits what stays, as far as the rewrites have widths.
+Narrow = Callable[[FloatModel, Rewrites], RewriteVectors]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def rewrite_model(model: FloatModel, rewrites: Rewrites, means: Means) -> tuple[
     if rewrites.widths:
         if means.narrow is None:
             raise ValueError(f"nothing is given to narrow a model with: {rewrites}")
-        done = means.narrow(model, rewrites.widths)
+        done = means.narrow(model, rewrites)
         model = replay_rewrites(model, done)
     if rewrites.equalize:
         graph, equalizing = model.clone(), EqualizeLayers()

@@ -114,7 +114,7 @@ def width_anchors(space: SearchSpace, reference: Anchor) -> list[Anchor]:
     return [
         Anchor(
             f"{reference.name} narrowed to {level.label}",
-            replace(reference.candidate, rewrites=replace(space.rewrites.usual, widths=level.widths)),
+            replace(reference.candidate, rewrites=space.rewrites.narrowed(level.widths)),
         )
         for level in space.rewrites.widths[1:]
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Rewrites, Widths
+from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Refit, Rewrites, Widths
 from autoq.core.layers import OpFamily, WeightlessOp
 
 BitRange = tuple[int, int]  # inclusive
@@ -155,16 +155,16 @@ _OFF = "off"
 class WidthLevel:
     """Widths of all channel groups that are chosen together."""
 
-    share: float  # of the latency at full width that they aim at
+    label: str  # what samplers and people call it
     widths: Widths = ()
 
-    @property
-    def label(self) -> str:
-        """What samplers and people call it."""
-        return f"{100 * self.share:.4g} %"
+    @staticmethod
+    def of_share(share: float, widths: Widths = ()) -> WidthLevel:
+        """Name widths by the share of the latency at full width that they aim at."""
+        return WidthLevel(f"{100 * share:.4g} %", widths)
 
 
-FULL_WIDTH = WidthLevel(1.0)
+FULL_WIDTH = WidthLevel.of_share(1.0)
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ class RewriteSpace:
     equalize: tuple[bool, ...] = (False,)
     smooth_alpha: tuple[float | None, ...] = (None,)
     widths: tuple[WidthLevel, ...] = (FULL_WIDTH,)
+    refit: Refit = Refit.NESTED  # at every width below full
 
     @property
     def usual(self) -> Rewrites:
@@ -188,7 +189,11 @@ class RewriteSpace:
     def all(self) -> list[Rewrites]:
         """Every combination on offer, the usual one first."""
         full = [Rewrites(equalize, alpha) for equalize in self.equalize for alpha in self.smooth_alpha]
-        return [*full, *(replace(self.usual, widths=level.widths) for level in self.widths[1:])]
+        return [*full, *(self.narrowed(level.widths) for level in self.widths[1:])]
+
+    def narrowed(self, widths: Widths) -> Rewrites:
+        """The rewrites that widths below full go with."""
+        return replace(self.usual, widths=widths, refit=self.refit)
 
     @property
     def params(self) -> list[Param]:
@@ -200,11 +205,13 @@ class RewriteSpace:
         picked = [params.get(name, next(iter(options))) for name, options in self._options.items()]
         (equalize, smooth, level), options = picked, self._options
         if widths := options["graph/widths"][level]:
-            return replace(self.usual, widths=widths)
+            return self.narrowed(widths)
         return Rewrites(options["graph/equalize"][equalize], options["graph/smooth"][smooth])
 
     def encode(self, rewrites: Rewrites) -> dict[str, Any] | None:
         """Inverse of `decode`; None for rewrites outside the space."""
+        if rewrites.widths and rewrites.refit is not self.refit:
+            return None
         used: dict[str, Any] = {
             "graph/equalize": rewrites.equalize,
             "graph/smooth": rewrites.smooth_alpha,

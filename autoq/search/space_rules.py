@@ -14,6 +14,7 @@ from autoq.core.choices import (
     Pattern,
     Precision,
     Pruning,
+    Refit,
     Rewrites,
     Rounding,
 )
@@ -92,13 +93,24 @@ class AnchorRule:
     rewrites: Rewrites = AS_IT_IS
 
 
+GroupShares = tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class WidthRule:
     """How narrow the model may get. Full width is always on offer, and is what anchors use."""
 
     shares: tuple[float, ...] = ()  # of the latency at full width to aim at, below 1, falling; none: off
     # Glob on names of channel groups -> the least share of their units to keep; later globs override.
-    groups: tuple[tuple[str, float], ...] = ()
+    groups: GroupShares = ()
+    # By name: glob on names of channel groups -> the share of their units to keep; others keep all.
+    given: tuple[tuple[str, GroupShares], ...] = ()
+    refit: Refit = Refit.NESTED
+
+    @property
+    def n_narrower(self) -> int:
+        """How many narrower models it asks for, at most."""
+        return len(self.shares) + len(self.given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoq.core.choices import Refit
 from autoq.core.digests import digest_json
 from autoq.spec.problems import validate
 from autoq.spec.reading import read_yaml
@@ -57,8 +58,14 @@ def spec_digest(spec: SearchSpec) -> str:
     content = spec.to_json()
     del content["name"], content["space"]["description"]
     rewrites = content["space"]["rewrites"]
-    if not rewrites["widths"]["latency"]:  # searches from before there were widths keep their digest
+    widths = rewrites["widths"]
+    if not widths["latency"] and not widths["given"]:
         del rewrites["widths"]
+    # Searches from before there was a choice keep their digest.
+    if not widths["given"]:
+        del widths["given"]
+    if widths["refit"] == Refit.NESTED:
+        del widths["refit"]
     content["search"] = {key: content["search"][key] for key in ("strategy", "seed")}
     return digest_json(content)
 

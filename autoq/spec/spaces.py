@@ -18,6 +18,7 @@ from autoq.core.choices import (
     Pattern,
     Precision,
     Pruning,
+    Refit,
     Rewrites,
     Rounding,
 )
@@ -251,11 +252,17 @@ class GroupWidthSpec(Section):
         return {"min": 1.0} if value == "full" else value
 
 
+# No blank: the labels of shares have one.
+Label = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
 class WidthsSpec(Section):
     """Shares of the latency at full width that narrower models aim at; a bare list is `latency`."""
 
     latency: LatencyShares = ()
     groups: Ordered[Text, GroupWidthSpec] = Field(default_factory=dict)
+    given: Ordered[Label, Ordered[Text, Share]] = Field(default_factory=dict)
+    refit: Refit = Refit.NESTED
 
     @model_validator(mode="before")
     @classmethod
@@ -265,7 +272,9 @@ class WidthsSpec(Section):
     def rule(self) -> WidthRule:
         """Return the rule that search works with."""
         shares = tuple(share for share in self.latency if share < 1.0)
-        return WidthRule(shares, tuple((glob, one.min) for glob, one in self.groups.items()))
+        bounds = tuple((glob, one.min) for glob, one in self.groups.items())
+        given = tuple((name, tuple(widths.items())) for name, widths in self.given.items())
+        return WidthRule(shares, bounds, given, self.refit)
 
 
 class RewriteSpaceSpec(Section):

@@ -46,8 +46,8 @@ def uniform(subject: Subject) -> list[dict[str, Any]]:
 def finishing(subject: Subject) -> list[dict[str, Any]]:
     """What mean and variance correction, or a sequential refit, adds to the snapshots."""
     rows = []
-    for kind, groups in kinds(subject).items():
-        share = 0.75 if kind == "streams" else 0.35
+    for kind, groups in {**kinds(subject), "all": list(subject.narrower.groups)}.items():
+        share = {"inner": 0.35, "streams": 0.75, "all": 0.5}[kind]
         for finish in Finish:
             print(f"  {kind} at {share:.0%}", flush=True)
             row, _ = subject.scores(at_share(subject, groups, share), finish)

@@ -101,14 +101,26 @@ def test_levels_are_decided_once_and_a_damaged_decision_is_made_anew(tmp_path: P
     )
     (kept,) = (home / "cache" / "widths").glob("*.json")
     # Profiles differ from run to run: what was decided is read, whatever another profile would say.
-    kept.write_text(json.dumps([{"share": 0.5, "widths": {"stem": 24}}]))
+    kept.write_text(json.dumps([{"label": "50 %", "widths": {"stem": 24}}]))
     again, said = settled(spec, home)
     assert [dict(level.widths) for level in again] == [{}, {"stem": 24}]
-    assert said == ["widths: reused, 1 narrower models chosen earlier", f"widths: 80% of the latency {_LOST}"]
+    assert said == [
+        "widths: reused, 1 narrower models chosen earlier",
+        f"widths: 80 % of the latency {_LOST}",
+    ]
     kept.write_text("{")
     anew, said = settled(spec, home)
-    assert [level.share for level in anew] == [level.share for level in levels]
+    assert [level.label for level in anew] == [level.label for level in levels]
     assert not any("reused" in note for note in said)
+
+
+def test_widths_given_by_group_are_levels_of_their_own_on_the_grid(tmp_path: Path) -> None:
+    given = {"slim": {"*": 0.8, "stem": 0.5, "head*": 1.0}, "twin": {"stem": 0.5, "block.*": 0.8}}
+    space = {**SPACE, "rewrites": {"widths": {"given": {**given, "whole": {"stem": 1.0}}}}}
+    levels, said = settled(write_wide_case(tmp_path, "tpe", {"space": space}), tmp_path / "home")
+    assert [level.label for level in levels] == ["100 %", "slim"]
+    assert dict(levels[1].widths) == {"stem": 16, "block.conv1": 48}  # 51 is between 48 and 64
+    assert [note.split(" narrows")[0] for note in said] == ["widths: twin", "widths: whole"]
 
 
 def test_a_model_without_groups_is_searched_at_full_width_and_that_is_said(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from autoq.calibrating import Calibrator
-from autoq.core.choices import Rewrites, Widths
-from autoq.core.data import Batch, Split
+from autoq.core.choices import Refit, Rewrites, Widths
+from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.errors import UnknownNameError
 from autoq.derived import derive_once, derived_vectors
 from autoq.exporting import Silent
@@ -53,7 +54,7 @@ def refitting(model: FloatModel, home: Home) -> Refitting:
     return Refitting(model, home, calibrator(home), Silent())
 
 
-def refuse(model: FloatModel, widths: Widths) -> RewriteVectors:
+def refuse(model: FloatModel, rewrites: Rewrites) -> RewriteVectors:
     raise AssertionError("narrowed again")
 
 
@@ -101,22 +102,42 @@ def test_a_narrowed_model_is_equalised_after_it_was_narrowed(model: FloatModel, 
     assert all(np.array_equal(both.vectors.kept[name], units) for name, units in narrow.vectors.kept.items())
 
 
+def test_a_sequential_refit_comes_closer_to_the_float_model_and_is_replayed_to_the_byte(
+    model: FloatModel, home: Home
+) -> None:
+    feed = example_feed(wide_cnn(), n_examples=16, seed=0)
+    wanted = outputs_of(model, feed)
+    errors = {}
+    for refit in Refit:
+        rewrites = Rewrites(widths=WIDTHS, refit=refit)
+        source = derive_once(home, model, rewrites, calibrator(home), refitting(model, home).narrow)
+        assert replay_rewrites(model, source.vectors).artifact.digest == source.model.artifact.digest
+        errors[refit] = float(np.square(outputs_of(source.model, feed) - wanted).mean())
+    assert 0.0 < errors[Refit.SEQUENTIAL] < 0.9 * errors[Refit.NESTED]
+
+
+def outputs_of(model: FloatModel, feed: Feed) -> Array:
+    session = onnxruntime.InferenceSession(model.artifact.content)
+    outputs: Array = session.run(None, dict(feed))[0]
+    return outputs
+
+
 def test_snapshots_are_read_where_they_were_kept(
     model: FloatModel, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = refitting(model, home).narrow(model, WIDTHS)
+    first = refitting(model, home).narrow(model, Rewrites(widths=WIDTHS))
 
     def refuse_to_build(*arguments: object) -> None:
         raise AssertionError("built again")
 
     monkeypatch.setattr("autoq.narrowing.build_narrower", refuse_to_build)
-    again = refitting(model, home).narrow(model, WIDTHS)
+    again = refitting(model, home).narrow(model, Rewrites(widths=WIDTHS))
     assert first.constants.keys() == again.constants.keys()
     assert all(np.array_equal(first.constants[place], again.constants[place]) for place in first.constants)
 
 
 def test_widths_off_the_grid_and_unknown_groups_are_refused(model: FloatModel, home: Home) -> None:
     with pytest.raises(UnknownNameError, match=r"'stem' has no width 5 \(its widths: 8, 16, 24, 32\)"):
-        refitting(model, home).narrow(model, (("stem", 5),))
+        refitting(model, home).narrow(model, Rewrites(widths=(("stem", 5),)))
     with pytest.raises(UnknownNameError, match="no channel group 'other'"):
-        refitting(model, home).narrow(model, (("other", 8),))
+        refitting(model, home).narrow(model, Rewrites(widths=(("other", 8),)))

@@ -15,6 +15,7 @@ from autoq.core.choices import (
     Format,
     Granularity,
     Precision,
+    Refit,
     Rewrites,
 )
 from autoq.core.layers import OpFamily
@@ -141,7 +142,7 @@ def test_bits_below_what_a_label_runs_at_are_raised_to_its_lowest() -> None:
 
 
 def narrower() -> SearchSpace:
-    levels = (FULL_WIDTH, WidthLevel(0.8, (("a", 24),)), WidthLevel(0.5, (("a", 8), ("b", 16))))
+    levels = (FULL_WIDTH, WidthLevel("80 %", (("a", 24),)), WidthLevel("50 %", (("a", 8), ("b", 16))))
     return replace(SPACE, rewrites=RewriteSpace((False,), (None, 0.6), levels))
 
 
@@ -166,6 +167,16 @@ def test_widths_go_through_parameters_and_back_with_the_usual_rewrites_only() ->
         Rewrites(widths=(("a", 8), ("b", 16))),
     ]
     assert space.encode(replace(both, rewrites=Rewrites(widths=(("a", 9),)))) is None
+
+
+def test_a_way_to_refit_goes_with_every_width_below_full() -> None:
+    rewrites = replace(narrower().rewrites, refit=Refit.SEQUENTIAL)
+    space = replace(SPACE, rewrites=rewrites)
+    assert [one.refit for one in rewrites.all] == [Refit.NESTED] * 2 + [Refit.SEQUENTIAL] * 2
+    narrow = space.decode({"graph/widths": "80 %"})
+    assert narrow.rewrites == Rewrites(widths=(("a", 24),), refit=Refit.SEQUENTIAL)
+    assert space.decode(space.encode(narrow) or {}) == narrow
+    assert space.encode(replace(narrow, rewrites=Rewrites(widths=(("a", 24),)))) is None
 
 
 def test_without_widths_nothing_is_added_to_what_samplers_see() -> None:

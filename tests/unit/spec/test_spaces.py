@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autoq.core.choices import Calibration, Choice, Format, Granularity, Precision
+from autoq.core.choices import Calibration, Choice, Format, Granularity, Precision, Refit
 from autoq.core.errors import SpecError
 from autoq.core.layers import OpFamily
 from autoq.search.space_rules import (
@@ -217,6 +217,10 @@ def space_with(widths: object, tmp_path: Path) -> SpaceRules:
             {"latency": [0.65], "groups": {"*": {"min": 0.25}, "layer1.*": "full"}},
             WidthRule((0.65,), (("*", 0.25), ("layer1.*", 1.0))),
         ),
+        (
+            {"given": {"slim": {"*": 0.5, "layer4.*": 0.25}}, "refit": "sequential"},
+            WidthRule(given=(("slim", (("*", 0.5), ("layer4.*", 0.25))),), refit=Refit.SEQUENTIAL),
+        ),
     ],
 )
 def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: WidthRule, tmp_path: Path) -> None:
@@ -233,6 +237,10 @@ def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: Width
         ({"latency": [0.5], "groups": {"*": {"min": 0}}}, r"groups.\*.min", "nothing may be narrowed"),
         ({"latency": [0.5], "groups": {"*": "half"}}, r"groups.\*", "'full', or min: SHARE"),
         ({"shares": [0.5]}, "widths.shares", "unknown key"),
+        ({"given": {"two words": {"*": 0.5}}}, "widths.given", "two words"),
+        ({"given": {"slim": {"*": 0}}}, r"widths.given.slim.\*", "a share above 0"),
+        ({"given": [0.5]}, "widths.given", "a mapping"),
+        ({"latency": [0.5], "refit": "twice"}, "widths.refit", "nested.*sequential"),
         ([0.1 * one for one in range(1, 10)], "widths.latency", "at most 8 shares"),
     ],
 )

@@ -1,0 +1,121 @@
+"""What narrowing costs a sentence embedder, and how much of that a better order of its units could save.
+
+    python experiments/pruning/transformer.py BENCH_FOLDER [--home DIR]
+
+MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Scores by
+gradients (Kwon et al. 2022) estimate what the model loses with one head gone; the order `measured` is
+that loss itself, of the refitted model, so it is what such scores could at best tell. What is found is
+kept under `transformer` in results.json beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from subject import Subject
+
+from autoq.assembly.assemble import layer_weights
+from autoq.assembly.narrowing import Narrower
+from autoq.core.artifacts import ModelArtifact
+from autoq.core.groups import ChannelGroup, GroupKind
+from autoq.graph.find_groups import map_channels
+from autoq.pruning.consumers import find_consumers
+from autoq.pruning.scores import Criterion
+from autoq.pruning.widths import build_snapshots
+from autoq.spec.metrics import load_metric
+
+N_SENTENCES = 500  # of the search split, that agreement is told of
+N_MEASURED = 64  # of the calibration split, that the loss of a head is measured on
+SHARE = 0.92  # of the units of every group: 11 of 12 heads
+N_HEADS = (11, 10, 9)
+
+
+def orders(subject: Subject) -> list[dict[str, Any]]:
+    """Agreement with one kind of unit at a share of its width, by what units are ordered by."""
+    rows = []
+    for criterion in Criterion:
+        narrower = subject.by_criterion(criterion)
+        for kind in (GroupKind.CHANNELS, GroupKind.HEADS):
+            widths = {one.name: closest(narrower, one) for one in narrower.groups if one.kind is kind}
+            row = {
+                "order": str(criterion),
+                "kind": str(kind),
+                "refitted": agreement(subject, narrower.narrow(widths).artifact),
+                "cut": agreement(subject, narrower.cut(widths).artifact),
+            }
+            print("  {order} {kind}: refitted {refitted:.3f}, only cut {cut:.3f}".format(**row), flush=True)
+            rows.append(row)
+    return rows
+
+
+def heads(subject: Subject) -> list[dict[str, Any]]:
+    """Agreement with fewer heads in every layer, by OBS scores and by the measured loss of each head."""
+    best, rows = by_measured_loss(subject), []
+    for n_heads in N_HEADS:
+        widths = dict.fromkeys(best.snapshots, n_heads)
+        row = {
+            "heads": n_heads,
+            "obs": agreement(subject, subject.narrower.narrow(widths).artifact),
+            "measured": agreement(subject, best.narrow(widths).artifact),
+        }
+        print("  {heads} heads: obs {obs:.3f}, measured {measured:.3f}".format(**row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def by_measured_loss(subject: Subject) -> Narrower:
+    """Order the heads of each layer by what the whole model's output loses with one of them gone."""
+    model = subject.ready.model
+    channels, weights = map_channels(model.graph), layer_weights(model)
+    layers = {layer.name: layer for layer in model.summary.layers}
+    split = subject.ready.data.calibration.take(N_MEASURED)
+    wanted, snapshots = subject.outputs(model.artifact, split), {}
+    for group in channels.grouping.groups:
+        if group.kind is not GroupKind.HEADS:
+            continue
+        consumers = find_consumers(group, layers, weights, subject.moments.get)
+        losses = []
+        for unit in range(group.size):
+            rest = [one for one in range(group.size) if one != unit]
+            built = build_snapshots(group, consumers, np.array([unit, *rest]), [group.size - 1, group.size])
+            narrowed = Narrower(model, channels, {group.name: built}).narrow({group.name: group.size - 1})
+            losses.append(np.square(subject.outputs(narrowed.artifact, split) - wanted).sum(axis=1).mean())
+        widths = subject.narrower.snapshots[group.name].widths
+        snapshots[group.name] = build_snapshots(group, consumers, np.argsort(losses), list(widths))
+    return Narrower(model, channels, snapshots)
+
+
+def closest(narrower: Narrower, group: ChannelGroup) -> int:
+    """The width on the grid that is closest to the share."""
+    return min(narrower.snapshots[group.name].widths, key=lambda width: abs(width - SHARE * group.size))
+
+
+def agreement(subject: Subject, artifact: ModelArtifact) -> float:
+    """Nearest-neighbour agreement with the float model."""
+    split = subject.ready.data.search.take(N_SENTENCES)
+    name = subject.ready.output
+    found, wanted = (
+        {name: subject.outputs(one, split).astype(np.float32)}
+        for one in (artifact, subject.ready.model.artifact)
+    )
+    return float(np.mean(load_metric(subject.ready.spec.metric).load()(found, wanted, None)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bench", type=Path)
+    parser.add_argument("--home", type=Path, default=Path("autoq-home"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    args = parser.parse_args()
+    subject = Subject.open(args.bench, "minilm", args.home)
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results["transformer"] = {"orders": orders(subject), "heads": heads(subject)}
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

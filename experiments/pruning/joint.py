@@ -1,10 +1,10 @@
 """Bits alone against bits and widths together, by whole guided searches.
 
-    python experiments/pruning/joint.py BENCH_FOLDER [--model resnet18] [--trials 40] [--home DIR]
+    python experiments/pruning/joint.py BENCH_FOLDER [--model resnet18] [--refit nested] [--trials 40]
 
 The fronts of both searches are timed afresh in one run, interleaved with the float model; the share of the
-gap is that of experiments/search. What is found is kept under `joint-MODEL` in results.json beside this
-script.
+gap is that of experiments/search. What is found is kept under `joint-MODEL-REFIT` in results.json beside
+this script.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Subject:
     widths: tuple[float, ...]  # shares of the latency of all-int8 that narrower models aim at
     max_drop: float  # of the points that count; twice that is where the gap ends
     bars: dict[str, float]  # by figure: the least
-    refit: Refit = Refit.SEQUENTIAL
 
 
 SUBJECTS = {
@@ -50,7 +49,7 @@ SUBJECTS = {
         "cnn", (1.0, 0.75, 0.62, 0.58, 0.5), 0.01, {"gain": 1.15, "over_int8": 1.65, "over_float": 7.5}
     ),
     "mobilenetv2": Subject("cnn", (1.0, 0.9, 0.8, 0.7), 0.01, {}),
-    "minilm": Subject("transformer", (1.0, 0.9, 0.8, 0.7), 0.10, {"over_unpruned": 1.15}, Refit.NESTED),
+    "minilm": Subject("transformer", (1.0, 0.9, 0.8, 0.7), 0.10, {"over_unpruned": 1.15}),
 }
 FIGURES = {
     "gain": "volume of drop and ln speed-up, joint over bits alone",
@@ -60,9 +59,9 @@ FIGURES = {
 }
 
 
-def search(app: SharingApp, bench: Path, model: str, n_trials: int, *, widths: bool) -> None:
-    """Search with the ready space, or with the same space and widths."""
-    subject, name = SUBJECTS[model], _names(model)[widths]
+def search(app: SharingApp, bench: Path, model: str, n_trials: int, refit: Refit | None) -> None:
+    """Search with the ready space, or with the same space and widths that are refitted in some way."""
+    subject, name = SUBJECTS[model], _name(model, refit)
     overrides: dict[str, Any] = {
         **fewer_examples(app, bench, model),
         "constraints.max_accuracy_drop": subject.max_drop,
@@ -72,21 +71,21 @@ def search(app: SharingApp, bench: Path, model: str, n_trials: int, *, widths: b
         "timing.final_s": 1.0,
         "data.test": None,
     }
-    if widths:
+    if refit:
         space = yaml.safe_load((files("autoq.search_spaces") / f"{subject.space}.yaml").read_text())
-        widths_of = {"latency": list(subject.widths), "refit": str(subject.refit)}
+        widths_of = {"latency": list(subject.widths), "refit": str(refit)}
         overrides["space"] = {**space, "rewrites": {**space["rewrites"], "widths": widths_of}}
     print(name, flush=True)
     app.search(load_spec(bench / f"{model}.yaml", overrides), Printing(), resume=True)
 
 
-def _names(model: str) -> tuple[str, str]:
-    return f"{model}-bits", f"{model}-joint"
+def _name(model: str, refit: Refit | None) -> str:
+    return f"{model}-bits" if refit is None else f"{model}-joint-{refit}"
 
 
-def compare(app: SharingApp, model: str) -> dict[str, Any]:
+def compare(app: SharingApp, model: str, refit: Refit) -> dict[str, Any]:
     """Time both fronts, and say how much more of the gap widths close."""
-    subject, (bits, joint) = SUBJECTS[model], _names(model)
+    subject, bits, joint = SUBJECTS[model], _name(model, None), _name(model, refit)
     record = app.record(joint)
     assert record.baseline is not None
     size_bytes = record.baseline.size_bytes
@@ -184,15 +183,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
     parser.add_argument("--model", choices=SUBJECTS, default="resnet18")
+    parser.add_argument("--refit", type=Refit, choices=Refit, default=Refit.SEQUENTIAL)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--home", type=Path, default=Path("autoq-home"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     args = parser.parse_args()
     app = SharingApp(args.home)
-    for widths in (False, True):
-        search(app, args.bench, args.model, args.trials, widths=widths)
+    for refit in (None, args.refit):
+        search(app, args.bench, args.model, args.trials, refit)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    results[f"joint-{args.model}"] = compare(app, args.model)
+    results[f"joint-{args.model}-{args.refit}"] = compare(app, args.model, args.refit)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     app.close()
 

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -545,8 +545,9 @@ def _meanwhile(work: Callable[[], object]) -> Iterator[Callable[[], None]]:
 
 def _import_sampling() -> None:
     """Import what the first trial is proposed and stored with: a third of a second."""
-    for module in ("scipy.special", "autoq.search.guided", "autoq.storage.optuna_rdb"):
-        importlib.import_module(module)
+    with suppress(Exception):  # whoever needs it imports it again, and is told
+        for module in ("scipy.special", "autoq.search.guided", "autoq.storage.optuna_rdb"):
+            importlib.import_module(module)
 
 
 def _do_nothing() -> None:

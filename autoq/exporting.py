@@ -14,7 +14,7 @@ from autoq.calibration.statistics import Statistics, load_statistics
 from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
-from autoq.derived import derived_vectors
+from autoq.derived import derive_once, derived_vectors
 from autoq.export.bundle import BundleFormat
 from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_export
 from autoq.export.recipe import (
@@ -184,7 +184,7 @@ def _source(
         raise ModelError("the model or its data are no longer those that were searched")
     calibrator = Calibrator(home, ready.data.calibration, ready.target.environment(), heard)
     narrow_again = Refitting(ready.model, home, calibrator, heard).narrow
-    source = derive(ready.model, rewrites, calibrator, calibrator.key, narrow_again)
+    source = derive_once(home, ready.model, rewrites, calibrator, narrow_again)
     return ready.model, source, calibrator(source.model)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from autoq.assembly.narrowing import MULTIPLES, Narrower, build_narrower, open_narrower
 from autoq.assembly.output_correction import OutputCorrector
@@ -19,6 +18,7 @@ from autoq.graph.rewriting import RewriteVectors
 from autoq.home import Home
 from autoq.pruning.snapshot_store import SnapshotStore, snapshots_key
 from autoq.search.ports import SearchListener
+from autoq.variants.blas import one_blas_thread
 
 
 class Refitting:
@@ -44,8 +44,7 @@ class Refitting:
         if (known := open_narrower(self._model, store)) is not None:
             return known
         self._listener.on_phase("widths", "ordering channels, and refitting what reads them at every width")
-        # On one thread: products that are split over threads sum in another order.
-        with machine_clock(), threadpool_limits(1):
+        with machine_clock(), one_blas_thread():
             built = build_narrower(self._model, self._calibrator.moments(self._model).get)
             store.save(built.snapshots)
         return built
@@ -71,7 +70,7 @@ class Refitting:
         how = " layer by layer" if is_sequential else ""
         self._listener.on_phase("widths", f"refitting a model with {len(wanted)} narrow channel groups{how}")
         finish = self._refitter.refit if is_sequential else self._corrector.correct
-        with machine_clock(), threadpool_limits(1):
+        with machine_clock(), one_blas_thread():
             refitted = finish(narrower.narrow(wanted), narrower.kept_outputs(wanted))
             constants = changed_constants(narrower.cut(wanted).graph, refitted.graph)
         kept = {name: np.array(units, np.int64) for name, units in narrower.kept(wanted).items()}

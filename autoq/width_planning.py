@@ -1,4 +1,4 @@
-"""Which widths a share of the latency means: chosen by divergence and the profile, then kept."""
+"""Which widths a search may choose from: given by group, or chosen by divergence and the profile and kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from autoq.targets.profile import seconds_by_block
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 2  # part of every key; raise it when widths are chosen in another way
+_VERSION = 1  # part of every key; raise it when widths are chosen in another way
 MAX_EXAMPLES = 128
 MAX_MEASURED = 6  # widths of a group whose divergence is measured; those between are filled in
 
@@ -92,33 +92,46 @@ def plan_widths(
     path = home.widths(_key(rule, subject, calibrator))
     levels = _read(path)
     if levels is None:
-        levels = _planned(rule, subject, home, refitting, calibrator, listener)
-        _write(path, levels)
+        found = _planned(rule, subject, home, refitting, calibrator, listener)
+        _write(path, found)
+        levels = [WidthLevel.of_share(share, widths) for widths, share in found.items()]
     else:
         listener.on_note(f"widths: reused, {len(levels)} narrower models chosen earlier")
     for wanted in map(WidthLevel.of_share, rule.shares):
         if wanted.label not in {level.label for level in levels}:
             listener.on_note(f"widths: {wanted.label} of the latency is out of reach, or no step of its own")
-    known = {level.widths for level in given}
+    known = {level.widths: level.label for level in given}
+    for level in levels:
+        if level.widths in known:
+            listener.on_note(f"widths: {level.label} of the latency is what {known[level.widths]} is")
     return (FULL_WIDTH, *given, *(level for level in levels if level.widths not in known))
 
 
 def _given(rule: WidthRule, refitting: Refitting, listener: SearchListener) -> list[WidthLevel]:
-    """Widths that a rule gives itself, each the closest on its group's grid, the wider of two."""
+    """Widths that a rule gives itself, each the closest on its group's grid, the wider of two.
+
+    A group's bound holds here too.
+    """
     grids = {name: one.widths for name, one in refitting.narrower.snapshots.items()}
+    least = _least(rule, grids)
     found: dict[Widths, WidthLevel] = {}
     for label, globs in rule.given:
         shares = {name: share for pattern, share in globs for name in matching(pattern, grids)}
-        nearest = {
-            name: min(reversed(grids[name]), key=lambda width: abs(width - share * max(grids[name])))
-            for name, share in shares.items()
-        }
+        nearest = {name: _closest(grids[name], share, least[name]) for name, share in shares.items()}
         widths = tuple(sorted((name, width) for name, width in nearest.items() if width < max(grids[name])))
-        if not widths or widths in found:
-            listener.on_note(f"widths: {label} narrows nothing, or is the same as another")
-            continue
-        found[widths] = WidthLevel(label, widths)
+        if not widths:
+            listener.on_note(f"widths: {label} narrows nothing")
+        elif widths in found:
+            listener.on_note(f"widths: {label} is what {found[widths].label} is")
+        else:
+            found[widths] = WidthLevel(label, widths)
     return list(found.values())
+
+
+def _closest(grid: Sequence[int], share: float, least: float) -> int:
+    size = max(grid)
+    wide_enough = [width for width in grid if width >= math.ceil(least * size)]
+    return min(reversed(wide_enough), key=lambda width: abs(width - share * size))
 
 
 def _key(rule: WidthRule, subject: WidthSubject, calibrator: Calibrator) -> str:
@@ -141,7 +154,9 @@ def _read(path: Path) -> list[WidthLevel] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
-            WidthLevel(str(one["label"]), tuple(sorted((str(k), int(v)) for k, v in one["widths"].items())))
+            WidthLevel.of_share(
+                float(one["share"]), tuple(sorted((str(k), int(v)) for k, v in one["widths"].items()))
+            )
             for one in content
         ]
     except FileNotFoundError:
@@ -151,11 +166,11 @@ def _read(path: Path) -> list[WidthLevel] | None:
         return None
 
 
-def _write(path: Path, levels: Sequence[WidthLevel]) -> None:
+def _write(path: Path, found: Mapping[Widths, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(
-        json.dumps([{"label": level.label, "widths": dict(level.widths)} for level in levels]),
+        json.dumps([{"share": share, "widths": dict(widths)} for widths, share in found.items()]),
         encoding="utf-8",
     )
     temporary.replace(path)
@@ -168,36 +183,43 @@ def _planned(
     refitting: Refitting,
     calibrator: Calibrator,
     listener: SearchListener,
-) -> list[WidthLevel]:
+) -> dict[Widths, float]:
+    """Widths that reach each share, with the largest share that they are the answer to."""
     offered = _offered(rule, {name: one.widths for name, one in refitting.narrower.snapshots.items()})
     if not offered:
         listener.on_note("widths: no channel group can get narrower, the search goes on at full width")
-        return []
+        return {}
     groups = [group for group in refitting.narrower.groups if group.name in offered]
     listener.on_phase("widths", f"divergence of {len(groups)} channel groups by width")
     shares = _latency_shares(subject, home, calibrator)
     with machine_clock():
         table = _divergences(subject, refitting, offered)
     latency = LatencyShares(shares, subject.model.summary.layers, groups)
-    found: dict[Widths, WidthLevel] = {}
+    found: dict[Widths, float] = {}
     for one in allocate(table, latency, rule.shares):
         widths = tuple(sorted(one.widths.items()))
-        found.setdefault(widths, WidthLevel.of_share(one.share, widths))
+        found.setdefault(widths, one.share)
         text = ", ".join(f"{name} {width}" for name, width in widths)
         _log.info("widths for %.0f %% (%.1f %% expected): %s", 100 * one.share, 100 * one.predicted, text)
-    return list(found.values())
+    return found
 
 
 def _offered(rule: WidthRule, grids: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     """Widths below full of each group that may and can get narrower, as far down as its bound lets it."""
-    least = dict.fromkeys(grids, 0.0)
-    for pattern, share in rule.groups:
-        least.update(dict.fromkeys(matching(pattern, grids), share))
+    least = _least(rule, grids)
     found = {
         name: [width for width in grid if math.ceil(least[name] * max(grid)) <= width < max(grid)]
         for name, grid in grids.items()
     }
     return {name: widths for name, widths in found.items() if widths}
+
+
+def _least(rule: WidthRule, groups: Iterable[str]) -> dict[str, float]:
+    """The least share of its units that each group has to keep."""
+    least = dict.fromkeys(groups, 0.0)
+    for pattern, share in rule.groups:
+        least.update(dict.fromkeys(matching(pattern, least), share))
+    return least
 
 
 def _latency_shares(subject: WidthSubject, home: Home, calibrator: Calibrator) -> dict[str, float]:

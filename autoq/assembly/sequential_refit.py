@@ -3,7 +3,7 @@
 A snapshot's refit knows the float model's activations only. Here each layer, in order of depth, learns to
 write what it wrote in the float model from what the layers before it, already refitted, now give it: what
 they got wrong is made up for as far as a linear layer can. It needs both models to be run, up to each
-depth, so it is for the few models that a search ends with.
+depth, so it is for the few narrower models of a search.
 """
 
 from __future__ import annotations

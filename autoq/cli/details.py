@@ -85,8 +85,10 @@ def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
     if trial.reason:
         rows["reason"] = trial.reason
     rows |= _reason_rows(trial)
-    if widths := trial.candidate.rewrites.widths:
-        rows["widths"] = ", ".join(f"{group} {units}" for group, units in widths)
+    rewrites = trial.candidate.rewrites
+    if rewrites.widths:
+        kept = ", ".join(f"{group} {units}" for group, units in rewrites.widths)
+        rows["widths"] = f"{kept}; {rewrites.refit} refit"
     if point is not None:
         rows["feasible"] = "yes" if point.feasible else "no"
         rows |= _figure_rows(point)

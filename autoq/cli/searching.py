@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,15 +130,14 @@ def _search(request: SearchRequest, stage: Stage) -> tuple[Outcome, Path]:
     from autoq.launching import launch_trials
 
     with ExitStack() as stack:
-        starting = stack.enter_context(ExitStack())
-        starting.enter_context(uncollected())
         # First of all: it takes as long to start as everything until it is needed.
         trials = stack.enter_context(closing(launch_trials(request.home)))
-        spec = _load(request)
+        with uncollected():
+            spec = _load(request)
+            import_module("autoq.app")
         app, listener = stack.enter_context(open_app(request.home)), stack.enter_context(followed(stage))
 
         def tell(estimate: Estimate) -> None:
-            starting.close()
             for line in summary.estimate_lines(estimate):
                 listener.on_note(line)
 

@@ -315,10 +315,10 @@ class Refit(StrEnum):
     """How what reads removed channels makes up for them."""
 
     NESTED = "nested"  # from the float model's activations: one solution serves all widths of a group
-    SEQUENTIAL = "sequential"  # then layer by layer from the narrowed model's own: minutes a model
+    SEQUENTIAL = "sequential"  # then layer by layer from the narrowed model's own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rewrites:
     """What is made of the whole float model before it is quantised: narrowed, then equalised, then smoothed.
 

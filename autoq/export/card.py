@@ -110,7 +110,8 @@ def _widths(point: Point) -> list[str]:
     if not widths:
         return []
     rows = [f"| {group} | {kept:,} |" for group, kept in widths]
-    head = ["## Narrowed channel groups", "", "| group | units left |", "| --- | --- |"]
+    refit = f"Refit of what reads them: {point.trial.candidate.rewrites.refit}."
+    head = ["## Narrowed channel groups", "", refit, "", "| group | units left |", "| --- | --- |"]
     return ["\n".join([*head, *rows])]
 
 

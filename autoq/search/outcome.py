@@ -49,6 +49,7 @@ class Point:
             "storage_only": list(self.measurement.storage_only),
             "choices": {name: choice.to_json() for name, choice in self.trial.candidate.choices},
             "widths": dict(self.trial.candidate.rewrites.widths),
+            "refit": str(self.trial.candidate.rewrites.refit),
             "graph": {name: str(precision) for name, precision in self.trial.candidate.graph},
         }
 

@@ -210,7 +210,7 @@ class RewriteSpace:
 
     def encode(self, rewrites: Rewrites) -> dict[str, Any] | None:
         """Inverse of `decode`; None for rewrites outside the space."""
-        if rewrites.widths and rewrites.refit is not self.refit:
+        if rewrites.refit is not (self.refit if rewrites.widths else Refit.NESTED):
             return None
         used: dict[str, Any] = {
             "graph/equalize": rewrites.equalize,

@@ -117,7 +117,7 @@ def _is_pair(item: object) -> bool:
 
 
 def _to_pairs(value: Mapping[str, Any]) -> list[list[Any]]:
-    return [[key, item] for key, item in value.items()]
+    return [[key, _to_pairs(item) if isinstance(item, dict) else item] for key, item in value.items()]
 
 
 Text = Annotated[str, Field(strict=True, min_length=1)]

@@ -257,17 +257,23 @@ Label = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class WidthsSpec(Section):
-    """Shares of the latency at full width that narrower models aim at; a bare list is `latency`."""
+    """Narrower models: shares of the latency to aim at, or widths by group; a bare list is `latency`."""
 
     latency: LatencyShares = ()
     groups: Ordered[Text, GroupWidthSpec] = Field(default_factory=dict)
-    given: Ordered[Label, Ordered[Text, Share]] = Field(default_factory=dict)
+    given: Ordered[Label, Annotated[Ordered[Text, Share], Field(min_length=1)]] = Field(default_factory=dict)
     refit: Refit = Refit.NESTED
 
     @model_validator(mode="before")
     @classmethod
     def _bare_list(cls, value: Any) -> Any:
         return value if isinstance(value, dict | WidthsSpec) or value is None else {"latency": value}
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> WidthsSpec:
+        if len(self.latency) + len(self.given) > _MOST_WIDTHS:
+            raise problem(f"at most {_MOST_WIDTHS} widths: each is a float model to calibrate")
+        return self
 
     def rule(self) -> WidthRule:
         """Return the rule that search works with."""

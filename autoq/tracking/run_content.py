@@ -107,11 +107,13 @@ def score_text(spec: Mapping[str, Any], accuracy: Accuracy) -> str:
 
 
 def trial_params(candidate: Candidate) -> dict[str, str]:
-    """One parameter a layer under its name, weightless ops under `graph/`, widths under `width/`."""
+    """One parameter a layer, ops and rewrites under `graph/`, widths under `width/`."""
     layers = {readable_name(name): str(choice) for name, choice in candidate.choices}
     ops = {GRAPH_PREFIX + readable_name(name): str(precision) for name, precision in candidate.graph}
     widths = {WIDTH_PREFIX + readable_name(group): str(units) for group, units in candidate.rewrites.widths}
-    return _limited(layers | ops | widths, MAX_PARAM_LENGTH)
+    rewrites = candidate.rewrites
+    about = {} if rewrites.changes_nothing else {GRAPH_PREFIX + "rewrites": str(rewrites)}
+    return _limited(layers | ops | about | widths, MAX_PARAM_LENGTH)
 
 
 def trial_metrics(trial: TrialRecord) -> dict[str, float]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from threadpoolctl import threadpool_limits
 
 from autoq.core.digests import checksum
+from autoq.variants.blas import one_blas_thread
 from autoq.variants.build import LayerBuilder
 from autoq.variants.shelf import Shelf
 from autoq.variants.variant import Variant, WeightChoice
@@ -84,7 +84,7 @@ class VariantStore:
             return 0
         # A layer a core: threads within a product only get into each other's way,
         # and sum in an order of their own.
-        with threadpool_limits(1), ThreadPoolExecutor(self._n_workers(order)) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(self._n_workers(order)) as pool:
             for built in pool.map(lambda name: self._prepare(name, missing[name]), order):
                 n_done += built
                 on_progress(n_done, n_missing)
@@ -100,7 +100,7 @@ class VariantStore:
     def _in_parallel(self, wanted: list[tuple[str, WeightChoice]]) -> list[Variant]:
         if all(self._shelf.has(self._key(*item)) for item in wanted):
             return [self._fetch(item) for item in wanted] if len(wanted) < 2 else self._mapped(wanted)
-        with threadpool_limits(1):
+        with one_blas_thread():
             return self._mapped(wanted)
 
     def _mapped(self, wanted: list[tuple[str, WeightChoice]]) -> list[Variant]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, tiny_data, write_spec
 
+from autoq.core.choices import Refit
 from autoq.exporting import Silent
 from autoq.home import Home
 from autoq.preparation import prepare, prepare_sources
@@ -64,10 +66,13 @@ class Searched:
         return [trial for trial in self.trials if trial.candidate.rewrites.widths and trial.measurement]
 
 
-@pytest.fixture(scope="module", params=["tpe", "guided"])
+@pytest.fixture(scope="module", params=[("tpe", Refit.NESTED), ("guided", Refit.SEQUENTIAL)])
 def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    folder = tmp_path_factory.mktemp(request.param)
-    spec, home = write_wide_case(folder, request.param), folder / "home"
+    strategy, refit = request.param
+    folder = tmp_path_factory.mktemp(strategy)
+    widths = {**SPACE["rewrites"]["widths"], "refit": str(refit)}
+    space = {**SPACE, "rewrites": {"widths": widths}}
+    spec, home = write_wide_case(folder, strategy, {"space": space}), folder / "home"
     ran = run_autoq("search", spec, "--home", home, "--json")
     assert ran.returncode == 0, ran.stderr
     with ledger_of(home) as ledger:
@@ -101,7 +106,7 @@ def test_levels_are_decided_once_and_a_damaged_decision_is_made_anew(tmp_path: P
     )
     (kept,) = (home / "cache" / "widths").glob("*.json")
     # Profiles differ from run to run: what was decided is read, whatever another profile would say.
-    kept.write_text(json.dumps([{"label": "50 %", "widths": {"stem": 24}}]))
+    kept.write_text(json.dumps([{"share": 0.5, "widths": {"stem": 24}}]))
     again, said = settled(spec, home)
     assert [dict(level.widths) for level in again] == [{}, {"stem": 24}]
     assert said == [
@@ -115,12 +120,22 @@ def test_levels_are_decided_once_and_a_damaged_decision_is_made_anew(tmp_path: P
 
 
 def test_widths_given_by_group_are_levels_of_their_own_on_the_grid(tmp_path: Path) -> None:
-    given = {"slim": {"*": 0.8, "stem": 0.5, "head*": 1.0}, "twin": {"stem": 0.5, "block.*": 0.8}}
+    given = {"slim": {"*": 0.8, "stem": 0.5, "head*": 1.0}, "twin": {"stem": 0.6, "block.*": 0.8}}
     space = {**SPACE, "rewrites": {"widths": {"given": {**given, "whole": {"stem": 1.0}}}}}
     levels, said = settled(write_wide_case(tmp_path, "tpe", {"space": space}), tmp_path / "home")
     assert [level.label for level in levels] == ["100 %", "slim"]
     assert dict(levels[1].widths) == {"stem": 16, "block.conv1": 48}  # 51 is between 48 and 64
-    assert [note.split(" narrows")[0] for note in said] == ["widths: twin", "widths: whole"]
+    assert said == ["widths: twin is what slim is", "widths: whole narrows nothing"]
+
+
+def test_a_bound_holds_for_widths_that_are_given_too_and_of_two_as_close_the_wider_is_taken(
+    tmp_path: Path,
+) -> None:
+    widths = {"groups": {"block.*": {"min": 0.8}}, "given": {"half": {"block.*": 0.5, "stem": 0.625}}}
+    spec = write_wide_case(tmp_path, "tpe", {"space": {**SPACE, "rewrites": {"widths": widths}}})
+    levels, said = settled(spec, tmp_path / "home")
+    assert [dict(level.widths) for level in levels] == [{}, {"stem": 24}]  # 20 is between 16 and 24
+    assert said == []
 
 
 def test_a_model_without_groups_is_searched_at_full_width_and_that_is_said(tmp_path: Path) -> None:
@@ -169,10 +184,25 @@ def test_a_narrowed_point_is_exported_applied_to_the_same_bytes_and_runs_anywher
     assert session.run(None, {"image": np.zeros((1, 3, 16, 16), np.float32)})[0].shape == (1, N_CLASSES)
 
 
+def test_without_its_caches_a_narrowed_point_is_rebuilt_to_the_same_bytes(
+    searched: Searched, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(searched.home, home)
+    trial, written = searched.narrowed[0], []
+    for name in ("kept", "anew"):
+        ran = run_autoq("export", NAME, "--home", home, "--select", trial.number, "--out", tmp_path / name)
+        assert ran.returncode == 0, ran.stderr
+        written.append((tmp_path / name / "model.onnx").read_bytes())
+        shutil.rmtree(home / "cache")
+    assert written[0] == written[1]
+
+
 def test_widths_are_shown(searched: Searched) -> None:
     trial = searched.narrowed[0]
     ran = run_autoq("show", NAME, trial.number, "--home", searched.home, "--json")
     assert json.loads(ran.stdout)["widths"] == dict(trial.candidate.rewrites.widths)
+    assert json.loads(ran.stdout)["refit"] == trial.candidate.rewrites.refit
     assert (
         trial_params(trial.candidate).items()
         >= {f"width/{group}": str(units) for group, units in trial.candidate.rewrites.widths}.items()

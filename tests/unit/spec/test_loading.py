@@ -155,6 +155,24 @@ def test_the_digest_stays_when_only_the_effort_changes(tmp_path: Path) -> None:
     assert spec_digest(load(tmp_path, name="other", search=search)) == spec_digest(load(tmp_path))
 
 
+def test_the_digest_follows_the_order_of_widths_by_group_and_survives_a_store_that_sorts(
+    tmp_path: Path,
+) -> None:
+    def spec(widths: object) -> SearchSpec:
+        layers = {"*": {"format": ["fp32", "int8"]}}
+        return load(tmp_path, space={"version": 1, "layers": layers, "rewrites": {"widths": widths}})
+
+    first = spec({"given": {"slim": {"stem": 0.5, "*": 0.8}}})
+    other = spec({"given": {"slim": {"*": 0.8, "stem": 0.5}}})
+    assert spec_digest(first) != spec_digest(other)
+    again = spec_from_json(json.loads(json.dumps(first.to_json(), sort_keys=True)))
+    assert again.space.rules() == first.space.rules()
+    assert spec_digest(again) == spec_digest(first)
+    plain = {"latency": [0.5], "groups": {"*": {"min": 0.25}}}
+    assert spec_digest(spec(plain)) == spec_digest(spec({**plain, "refit": "nested", "given": {}}))
+    assert spec_digest(spec(plain)) != spec_digest(spec({**plain, "refit": "sequential"}))
+
+
 def test_the_digest_follows_the_content_and_the_order_of_the_space(tmp_path: Path) -> None:
     def digest(layers: dict[str, Any], description: str = "") -> str:
         space = {"version": 1, "description": description, "layers": layers}

@@ -238,6 +238,8 @@ def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: Width
         ({"latency": [0.5], "groups": {"*": "half"}}, r"groups.\*", "'full', or min: SHARE"),
         ({"shares": [0.5]}, "widths.shares", "unknown key"),
         ({"given": {"two words": {"*": 0.5}}}, "widths.given", "two words"),
+        ({"given": {"slim": {}}}, "widths.given.slim", "at least 1"),
+        ({"latency": [0.5], "given": {f"w{n}": {"*": 0.5} for n in range(8)}}, "widths", "at most 8 widths"),
         ({"given": {"slim": {"*": 0}}}, r"widths.given.slim.\*", "a share above 0"),
         ({"given": [0.5]}, "widths.given", "a mapping"),
         ({"latency": [0.5], "refit": "twice"}, "widths.refit", "nested.*sequential"),

@@ -4,7 +4,7 @@
 
 MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Scores by
 gradients (Kwon et al. 2022) estimate what the model loses with one head gone; the order `measured` is
-that loss itself, of the refitted model, so it is what such scores could at best tell. What is found is
+that loss itself, of the refitted model, so it is a good sign of what such scores could tell. What is found is
 kept under `transformer` in results.json beside this script.
 """
 

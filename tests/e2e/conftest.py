@@ -1,4 +1,4 @@
-"""One finished search of a tiny network, shared by every test that only looks at it."""
+"""A finished search of a tiny network for the tests of a module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class FinishedSearch:
         return (self.home / "autoq.log").read_text()
 
 
-@pytest.fixture(scope="session")
+# One a module: some add searches to its home, which others would then see in MLflow.
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedSearch:
     folder = tmp_path_factory.mktemp("finished")
     spec, home = write_case(folder), folder / "home"

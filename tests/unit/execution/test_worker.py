@@ -44,8 +44,10 @@ def child() -> Iterator[ChildProcess[Victim]]:
 
 def is_running(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        # The first thread may be dead before the others: until they are, nobody can reap the process.
+        is_zombie = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return not is_zombie or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return False
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from autoq.calibrating import Source, build_candidate, foreseeable, rewrites_of
+from autoq.calibrating import Source, SourceKeys, build_candidate, foreseeable, rewrites_of
 from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
 from autoq.core.errors import (
@@ -37,6 +38,8 @@ from autoq.home import Home
 from autoq.launching import launch_trials
 from autoq.preparation import (
     Preparation,
+    foresee_sources,
+    keys_of,
     open_runner,
     prepare,
     prepare_sources,
@@ -56,10 +59,12 @@ from autoq.spec.schema import SearchSpec
 from autoq.storage.ledger import SqlLedger
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from autoq.reporting.comparison import Comparison
     from autoq.reporting.pictures import Content
+    from autoq.storage.study import StudyLedger
     from autoq.tracking.mlflow_tracking import MlflowTracker
     from autoq.tracking.onnx_model import DeployedModel
     from autoq.tracking.resilient import ResilientTracker
@@ -208,11 +213,16 @@ class App:
             # MLflow's import, and its first database, take seconds: beside a first search's calibration
             # they cost nothing, but they would be all that a second search waits for.
             is_prepared = ready.baseline is not None
+            foreseen = foresee_sources(ready, self.home) if is_prepared else None
+            if foreseen is not None:  # the process of the trials reads models while this one does
+                runner = stack.enter_context(self.open_runner(ready, foreseen, child))
+                runner.begin()
             warming = nullcontext(_do_nothing) if is_prepared else _meanwhile(tracker.prepare)
             with warming as wait_for_mlflow:
                 sources = prepare_sources(ready, self.home, listener)
                 prepare_variants(ready, sources, self.home, listener)
-                runner = stack.enter_context(self.open_runner(ready, sources, child))
+                if (keys := keys_of(sources)) != foreseen:
+                    runner = stack.enter_context(self.open_runner(ready, keys, child))
                 wait_for_mlflow()  # a clock is about to run
                 record = self._resumed(ready, known) if known else self._started(ready, runner, listener)
             guide = None
@@ -241,7 +251,7 @@ class App:
         return self.outcome(spec.name)
 
     def open_runner(
-        self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
+        self, ready: Preparation, sources: Mapping[Rewrites, SourceKeys], child: ChildProcess[Any]
     ) -> ChildTrialRunner:
         """Make the runner of a search's trials; a subclass may have them measured otherwise."""
         return open_runner(ready, sources, self.home, child)
@@ -546,7 +556,7 @@ def _meanwhile(work: Callable[[], object]) -> Iterator[Callable[[], None]]:
 def _import_sampling() -> None:
     """Import what the first trial is proposed and stored with: a third of a second."""
     with suppress(Exception):  # whoever needs it imports it again, and is told
-        for module in ("scipy.special", "autoq.search.guided", "autoq.storage.optuna_rdb"):
+        for module in ("scipy.special", "autoq.search.guided"):
             importlib.import_module(module)
 
 
@@ -604,28 +614,45 @@ class _StudyHook:
     part = "store"
 
     def __init__(self, home: Home, record: SearchRecord, plan: Plan) -> None:
-        from autoq.storage.study import StudyLedger
-
-        assert record.baseline is not None
-        self._record, self._goals = record, plan.goals
-        self._distributions = create_strategy(plan, record.baseline).distributions
-        self._study = StudyLedger(
-            home.storage_url,
-            record.name,
-            directions=self._goals.directions,
-            metric_names=[str(objective) for objective in self._goals.objectives],
-        )
+        self._home, self._record, self._plan, self._goals = home, record, plan, plan.goals
         self._frozen: list[FrozenTrial] = []
+        self._is_open = False
 
     def sync(self, trials: Sequence[TrialRecord]) -> None:
-        """Add the trials that the study has not heard of."""
+        """Add the trials that the study has not heard of; a new study waits for the first of them.
+
+        Raises:
+            StoreError: The database has a study of that name which is not this search's.
+        """
+        from autoq.storage.study import study_exists
+
+        if not trials and not study_exists(self._home.storage_url, self._record.name):
+            return
+        self._is_open = True
         self._frozen = [self._freeze(trial) for trial in trials]
         self._study.sync(self._frozen)
 
     def on_trial_recorded(self, trial: TrialRecord) -> None:
-        """Add one trial."""
-        self._frozen.append(self._freeze(trial))
-        self._study.sync(self._frozen)
+        """Add one trial; before the study is open they wait for the next `sync`."""
+        if self._is_open:
+            self._frozen.append(self._freeze(trial))
+            self._study.sync(self._frozen)
+
+    @cached_property
+    def _study(self) -> StudyLedger:
+        from autoq.storage.study import StudyLedger
+
+        return StudyLedger(
+            self._home.storage_url,
+            self._record.name,
+            directions=self._goals.directions,
+            metric_names=[str(objective) for objective in self._goals.objectives],
+        )
+
+    @cached_property
+    def _distributions(self) -> Mapping[str, BaseDistribution]:
+        assert self._record.baseline is not None
+        return create_strategy(self._plan, self._record.baseline).distributions
 
     def _freeze(self, trial: TrialRecord) -> FrozenTrial:
         from autoq.search.studies import to_frozen

@@ -133,10 +133,16 @@ def rewrites_of(space: SearchSpace, anchors: Iterable[Anchor]) -> list[Rewrites]
     return list(dict.fromkeys([AS_IT_IS, *space.rewrites.all, *used]))
 
 
-def save_model(model: FloatModel, home: Home) -> Path:
-    """Keep a canonical model in the home, where trials read it."""
+def save_model(model: FloatModel, home: Home, *, anew: bool = False) -> Path:
+    """Keep a canonical model in the home, where trials read it.
+
+    Args:
+        model: The model.
+        home: Where models are kept.
+        anew: Whether to write it even if it seems to be there.
+    """
     path = home.model(model.summary.digest)
-    if not all(file.exists() for file in model.artifact.at(path).files):
+    if anew or not all(file.exists() for file in model.artifact.at(path).files):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         model.artifact.save(temporary)

@@ -1,28 +1,74 @@
-"""Rewritten float models that an earlier search derived: kept in the home, read instead of made again."""
+"""Float models as an earlier search made them, canonical or rewritten: kept in the home, read from there."""
 
 from __future__ import annotations
 
+import json
 import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autoq.calibrating import Calibrator, Source, derive, save_model
+from autoq.calibrating import Calibrator, Source, SourceKeys, derive, save_model
 from autoq.core.choices import Rewrites
-from autoq.core.digests import digest_json
+from autoq.core.digests import digest_file, digest_json
 from autoq.core.errors import ModelError
-from autoq.graph.float_model import FloatModel, reload_float_model
+from autoq.graph.float_model import FloatModel, load_float_model, reload_float_model
+from autoq.graph.loading import map_onnx
 from autoq.graph.rewriting import Narrow, RewriteVectors
 from autoq.home import Home
 
 _REVISION = 1  # part of every key; raise it when a rewrite computes something else
+_CANONICAL_REVISION = 1  # raise it when a file gives another canonical model than before
 _PARTS = ("kept", "constants", "equalize", "smooth")
-_MODEL = "model_digest"
+_MODEL, _EXTERNAL = "model_digest", "external"
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
+# What canonicalising calls; another of them may give another graph.
+_VERSIONS = [version(name) for name in ("onnx", "onnx-ir", "onnxscript")]
+
+
+def load_once(home: Home, path: Path) -> FloatModel:
+    """Read and canonicalise an ONNX file, or read from the home what an earlier call made of the same bytes.
+
+    Raises:
+        ModelError: The file cannot be read, or has no layer that can be compressed.
+    """
+    if not path.is_file():
+        return load_float_model(path)  # which says what is wrong
+    digest = digest_file(path)
+    known = home.canonical(digest_json([_CANONICAL_REVISION, _VERSIONS, digest]))
+    if (kept := _load_canonical(known, home, path.parent)) is not None:
+        return kept
+    model = load_float_model(path)
+    save_model(model, home, anew=True)  # what is there may be damaged
+    external = {file.relative_to(path.parent).as_posix(): digest_file(file) for file in map_onnx(path)[1]}
+    if digest_file(path) == digest:  # nobody wrote to it meanwhile
+        _write_text(known, json.dumps({_MODEL: model.summary.digest, _EXTERNAL: external}))
+    return model
+
+
+def _load_canonical(known: Path, home: Home, folder: Path) -> FloatModel | None:
+    """Read what a file gave, unless its external data have changed; what is broken is a miss."""
+    try:
+        found = json.loads(known.read_text(encoding="utf-8"))
+        if any(digest_file(folder / name) != digest for name, digest in found[_EXTERNAL].items()):
+            return None
+        model = reload_float_model(home.model(found[_MODEL]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):
+        return None
+    return model if model.summary.digest == found[_MODEL] else None
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def derive_once(
@@ -73,6 +119,28 @@ def derived_vectors(
     return None if known is None else known[1]
 
 
+def kept_keys(
+    home: Home, model: FloatModel, rewrites: Rewrites, key: Callable[[str], str]
+) -> SourceKeys | None:
+    """Name what `derive_once` will give, without reading more than its name; None if it is to be made.
+
+    Args:
+        home: Where models are kept.
+        model: Canonical float model.
+        rewrites: What is done with it.
+        key: Names the statistics of a model by its digest.
+    """
+    digest = model.summary.digest
+    if not rewrites.changes_nothing:
+        try:
+            with home.derived(_key(model, rewrites, lambda one: key(one.summary.digest))).open("rb") as file:
+                digest = _read_digest(file)
+        except _BROKEN:
+            return None
+    keys = SourceKeys(digest, key(digest))
+    return keys if home.model(digest).exists() and home.statistics(keys.statistics_key).exists() else None
+
+
 def _key(model: FloatModel, rewrites: Rewrites, key: Callable[[FloatModel], str]) -> str:
     """Name a derived model: rewrites are decided by the weights and by the statistics of the model."""
     return digest_json([_REVISION, model.summary.digest, rewrites.to_json(), key(model)])
@@ -106,9 +174,14 @@ def _load(path: Path, home: Home) -> tuple[FloatModel, RewriteVectors] | None:
         with path.open("rb") as stream:
             digest, vectors = _read(stream)
         model = reload_float_model(home.model(digest))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, ModelError):
+    except (*_BROKEN, ModelError):
         return None
     return (model, vectors) if model.summary.digest == digest else None
+
+
+def _read_digest(stream: IO[bytes]) -> str:
+    with np.load(stream, allow_pickle=False) as file:
+        return str(file[_MODEL])
 
 
 def _read(stream: IO[bytes]) -> tuple[str, RewriteVectors]:

@@ -48,6 +48,10 @@ class Home:
         """A canonical float model."""
         return self.cache / "models" / f"{digest}.onnx"
 
+    def canonical(self, file_digest: str) -> Path:
+        """Which canonical float model a file of the user's gives."""
+        return self.cache / "canonical" / f"{file_digest}.json"
+
     def derived(self, key: str) -> Path:
         """What rewrites made of a float model, and with which vectors."""
         return self.cache / "derived" / f"{key}.npz"

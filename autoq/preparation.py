@@ -20,11 +20,12 @@ from autoq.calibrating import (
     rewrites_of,
     save_model,
 )
+from autoq.calibration.statistics import statistics_key
 from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_all, digest_file
 from autoq.core.errors import ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.measurements import Baseline
-from autoq.derived import derive_once
+from autoq.derived import derive_once, kept_keys, load_once
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.output_files import OutputFiles
 from autoq.evaluation.ports import Target
@@ -43,7 +44,7 @@ from autoq.search.ports import SearchListener
 from autoq.search.space import SearchSpace
 from autoq.search.space_building import build_space
 from autoq.search.space_rules import WidthRule
-from autoq.spec.data import DataSplits, load_data
+from autoq.spec.data import DataSplits, load_data, read_ahead
 from autoq.spec.metrics import load_metric
 from autoq.spec.schema import OnnxModelSpec, SearchSpec, TargetSpec, TorchModelSpec
 from autoq.targets.cpu import this_cpu
@@ -107,10 +108,11 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
         seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-def load_model(spec: OnnxModelSpec | TorchModelSpec) -> FloatModel:
-    """Read or export the model that a spec names, and canonicalise it."""
+def load_model(spec: OnnxModelSpec | TorchModelSpec, home: Home | None = None) -> FloatModel:
+    """Read or export the model that a spec names, and canonicalise it, or read that from the home."""
     if isinstance(spec, OnnxModelSpec):
-        return load_float_model(Path(spec.path))
+        path = Path(spec.path)
+        return load_float_model(path) if home is None else load_once(home, path)
     example = {
         name: ExampleInput(tuple(one.shape), one.dtype, one.low, one.high)
         for name, one in spec.example.items()
@@ -126,13 +128,14 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
         UserError: Whatever it is, before anything is measured or stored.
     """
     seconds: dict[str, float] = {}
+    read = read_ahead(spec.data)
     listener.on_phase("model", "loading")
     with timed(seconds, "model"):
-        model = load_model(spec.model)
+        model = load_model(spec.model, home)
     output = model.output(spec.model.output).name
     listener.on_phase("data", "loading")
     with timed(seconds, "data"):
-        data = load_data(spec, model.summary.inputs)
+        data = load_data(spec, model.summary.inputs, read)
     for warning in data.warnings:
         listener.on_note(f"warning: {warning}")
     target = create_target(spec.target)
@@ -170,6 +173,25 @@ def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) ->
         for rewrites in rewrites_of(ready.space, ready.anchors):
             sources[rewrites] = derive_once(home, ready.model, rewrites, calibrator, refitting.narrow)
     return sources
+
+
+def foresee_sources(ready: Preparation, home: Home) -> dict[Rewrites, SourceKeys] | None:
+    """Name what `prepare_sources` will give, before anything is read; None if something has to be made."""
+    if ready.width_rule.n_narrower:
+        return None  # which widths there are is decided on the way
+    data, environment = ready.data.calibration.digest, ready.target.environment()
+
+    def key(model_digest: str) -> str:
+        return statistics_key(model_digest, data, environment)
+
+    found = {one: kept_keys(home, ready.model, one, key) for one in rewrites_of(ready.space, ready.anchors)}
+    known = {rewrites: keys for rewrites, keys in found.items() if keys is not None}
+    return known if len(known) == len(found) else None
+
+
+def keys_of(sources: Mapping[Rewrites, Source]) -> dict[Rewrites, SourceKeys]:
+    """Name sources as a trial process finds them in the home."""
+    return {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
 
 
 def _settle_widths(
@@ -222,11 +244,12 @@ class WorkbenchFactory:
         return Workbench(stitchers, target, self.data, self.settings, OutputFiles(self.home.outputs))
 
 
-def workbench_factory(ready: Preparation, sources: Mapping[Rewrites, Source], home: Home) -> WorkbenchFactory:
+def workbench_factory(
+    ready: Preparation, sources: Mapping[Rewrites, SourceKeys], home: Home
+) -> WorkbenchFactory:
     """Gather what a trial process needs."""
     data, settings = evaluation_of(ready.spec, ready.model, ready.data)
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
-    return WorkbenchFactory(home, keys, ready.spec.target, data, settings)
+    return WorkbenchFactory(home, sources, ready.spec.target, data, settings)
 
 
 def evaluation_of(
@@ -298,7 +321,7 @@ def time_float_model(ready: Preparation) -> float:
 
 def open_runner(
     ready: Preparation,
-    sources: Mapping[Rewrites, Source],
+    sources: Mapping[Rewrites, SourceKeys],
     home: Home,
     child: ChildProcess[Any],
 ) -> ChildTrialRunner:

@@ -90,6 +90,10 @@ class ChildTrialRunner:
             finally:
                 self._has_turn = False
 
+    def begin(self) -> None:
+        """Let the child get ready, without waiting for it or for the machine."""
+        self._child.begin()
+
     def measure_baseline(self) -> Baseline:
         """Score and time the float model, with the A/A control; without a time limit.
 
@@ -108,7 +112,7 @@ class ChildTrialRunner:
 
     def restore(self, baseline: Baseline) -> None:
         """Take up a baseline that was measured in an earlier session, instead of measuring it."""
-        if self._child.is_built:
+        if self._child.is_begun:
             self._child.close()
         self._child.replace_factory(partial(_restored, self._factory, baseline))
 

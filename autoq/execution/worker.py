@@ -8,14 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from autoq.core.errors import InfrastructureError, TrialCrashed, TrialOutOfMemory, TrialTimeout
+from autoq.core.errors import AutoqError, InfrastructureError, TrialCrashed, TrialOutOfMemory, TrialTimeout
 from autoq.execution.child import Answer, Failure, LogLine, serve
 from autoq.execution.memory import MemoryWatch, kill_tree
 
@@ -47,8 +47,8 @@ class ChildProcess(Generic[T]):
     raises ends the child. It dies with its parent, and with the thread that started it. What it prints
     goes to standard error, or to a log file; what it logs is logged in the parent.
 
-    Starting has two steps, so that the first can be done before it is known what to build: `launch`
-    brings the process up and lets it import, `start` builds the object in it.
+    Starting has steps that need not be waited for: `launch` brings the process up and lets it import, before
+    it is known what to build; `begin` lets it build the object; `start` waits until it is there.
 
     Not safe to use from several threads.
     """
@@ -72,7 +72,8 @@ class ChildProcess(Generic[T]):
         self._log_path = log_path
         self._process: SpawnProcess | None = None
         self._pipe: connection.Connection[Any, Any] | None = None
-        self._is_built = False
+        self._is_begun = False  # the factory was sent
+        self._is_built = False  # and has answered
 
     @property
     def pid(self) -> int | None:
@@ -80,9 +81,9 @@ class ChildProcess(Generic[T]):
         return None if self._process is None else self._process.pid
 
     @property
-    def is_built(self) -> bool:
-        """Whether there is a child that holds the object."""
-        return self._is_built
+    def is_begun(self) -> bool:
+        """Whether there is a child that holds the object, or is building it."""
+        return self._is_begun
 
     def replace_factory(self, factory: Callable[[], T]) -> None:
         """Build the object differently from now on; one that is built already stays."""
@@ -107,10 +108,21 @@ class ChildProcess(Generic[T]):
         theirs.close()
         self._process, self._pipe = process, ours
 
+    def begin(self) -> None:
+        """Let the child build its object, and do not wait for that; `start` tells what goes wrong."""
+        self.launch()
+        if self._is_begun:
+            return
+        if self._factory is None:
+            raise ValueError("no factory: a child without an object can only be launched")
+        self._is_begun = True
+        self._send(self._factory)
+
     def start(self) -> None:
         """Start the child and build its object, unless there is a living one.
 
-        Building has no time limit: it is no part of any trial.
+        Building has no time limit: it is no part of any trial. Where it began earlier and has failed, it
+        is tried again: what it lacked then may be there now.
 
         Raises:
             AutoqError: As raised by the factory.
@@ -120,16 +132,12 @@ class ChildProcess(Generic[T]):
         self.launch()
         if self._is_built:
             return
-        if self._factory is None:
-            raise ValueError("no factory: a child without an object can only be launched")
-        try:
-            self._exchange(self._factory, Limits())
-            self._is_built = True
-        except TrialCrashed as error:
-            raise InfrastructureError(f"while it started, {error.args[0]}", hint=error.hint) from None
-        finally:
-            if not self._is_built:
-                self._kill()
+        if self._is_begun:
+            with suppress(AutoqError, ChildError):
+                self._finish_building()
+                return
+        self.begin()
+        self._finish_building()
 
     def call(
         self, method: str, *args: Any, timeout_s: float | None = None, memory_mb: float | None = None
@@ -153,6 +161,16 @@ class ChildProcess(Generic[T]):
         self.start()
         return self._exchange((method, args), Limits(timeout_s, memory_mb))
 
+    def _finish_building(self) -> None:
+        try:
+            self._received(Limits())
+            self._is_built = True
+        except TrialCrashed as error:
+            raise InfrastructureError(f"while it started, {error.args[0]}", hint=error.hint) from None
+        finally:
+            if not self._is_built:
+                self._kill()
+
     def close(self) -> None:
         """End the child, gently if it is idle; one that has built nothing has nothing to finish."""
         if not self._is_built:
@@ -160,7 +178,7 @@ class ChildProcess(Generic[T]):
             return
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
-        self._is_built = False
+        self._is_begun = self._is_built = False
         if pipe is not None:
             pipe.close()
         if process is not None:
@@ -170,7 +188,7 @@ class ChildProcess(Generic[T]):
     def _kill(self) -> None:
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
-        self._is_built = False
+        self._is_begun = self._is_built = False
         if process is not None:
             self._end(process)
         if pipe is not None:
@@ -184,10 +202,24 @@ class ChildProcess(Generic[T]):
         process.close()
 
     def _exchange(self, request: Any, limits: Limits) -> Any:
-        """Send a request and wait for its answer; a child that has not answered is not used again."""
+        """Send a request and wait for its answer; a child that gave none is not used again."""
+        self._send(request)
+        return self._received(limits)
+
+    def _send(self, request: Any) -> None:
+        """Send a request; a child that got half of it is not used again."""
+        assert self._pipe is not None
+        try:
+            with suppress(ConnectionError):  # it has died: waiting for its answer tells how
+                self._pipe.send(request)
+        except BaseException:  # raised again: an interrupt too may have come halfway
+            self._kill()
+            raise
+
+    def _received(self, limits: Limits) -> Any:
         answer: Answer | Failure | None = None
         try:
-            answer = self._answer(request, limits)
+            answer = self._answer(limits)
         finally:
             if answer is None:
                 self._kill()
@@ -197,7 +229,7 @@ class ChildProcess(Generic[T]):
             raise answer.error
         raise ChildError(answer.text)
 
-    def _answer(self, request: Any, limits: Limits) -> Answer | Failure:
+    def _answer(self, limits: Limits) -> Answer | Failure:
         process, pipe = self._process, self._pipe
         assert process is not None
         assert process.pid is not None
@@ -205,7 +237,6 @@ class ChildProcess(Generic[T]):
         start = time.monotonic()
         memory = MemoryWatch(process.pid)
         try:
-            pipe.send(request)
             while True:
                 ready = connection.wait([pipe, process.sentinel], _wait_s(start, limits))
                 if pipe in ready:  # what was sent before dying is read first

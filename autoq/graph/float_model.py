@@ -104,10 +104,11 @@ def reload_float_model(path: Path) -> FloatModel:
     Raises:
         ModelError: The file cannot be read.
     """
-    graph, external = map_onnx(path)
+    content = path.read_bytes() if path.is_file() else b""
+    graph, external = map_onnx(path, content)
     if external:
         return _describe(graph, lambda: ModelArtifact(path=path, external=external))
-    return _describe(graph, lambda: ModelArtifact.from_bytes(path.read_bytes()))
+    return _describe(graph, lambda: ModelArtifact.from_bytes(content))
 
 
 def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel:

@@ -20,16 +20,27 @@ def load_onnx(path: Path) -> ir.Model:
         ModelError: The file is missing, is not ONNX, is truncated, or names external data that is
             missing, too short, or outside the model's folder.
     """
-    return _load(path, _copied)
+    model = _load(path, None, _copied)
+    try:
+        onnx.checker.check_model(path)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a valid ONNX model: {reason}") from error
+    return model
 
 
-def map_onnx(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
+def map_onnx(path: Path, content: bytes | None = None) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read an ONNX model, leave its external data on disk, and say which files hold them.
 
-    Weights are views of the mapped files: these may be deleted or replaced, but never written to.
+    Weights are views of the mapped files: these may be deleted or replaced, but never written to. What
+    is read is known to be ONNX: whether nodes and types are valid is not checked.
+
+    Args:
+        path: The model's file.
+        content: What is in it, where the caller has read it already.
 
     Raises:
-        ModelError: As `load_onnx`.
+        ModelError: As `load_onnx`, but for that.
     """
     files: dict[Path, None] = {}
 
@@ -37,7 +48,7 @@ def map_onnx(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
         files[path.parent / tensor.location] = None
         return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
-    return _load(path, mapped), tuple(files)
+    return _load(path, content, mapped), tuple(files)
 
 
 _Take = Callable[[ir.ExternalTensor], ir.TensorProtocol]
@@ -48,12 +59,12 @@ def _copied(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.external_data.convert_tensors_from_external([tensor])[0]
 
 
-def _load(path: Path, take: _Take) -> ir.Model:
+def _load(path: Path, content: bytes | None, take: _Take) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file", hint="expected an ONNX model")
     try:
-        # By default the format follows the file's extension: a .json would be read as JSON.
-        model = ir.load(path, format="protobuf")
+        model: ir.Model = ir.from_proto(onnx.load_model_from_string(content or path.read_bytes()))
+        ir.external_data.set_base_dir(model.graph, path.parent)
         nodes = list(model.graph)
     except (
         OSError,
@@ -70,11 +81,6 @@ def _load(path: Path, take: _Take) -> ir.Model:
         raise ModelError(f"{path}: not an ONNX model, or one without any node")
     for graph in _graphs(model):
         _load_external_data(graph, path, take)
-    try:
-        onnx.checker.check_model(path)
-    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not a valid ONNX model: {reason}") from error
     return model
 
 
@@ -90,11 +96,24 @@ def _load_external_data(graph: ir.Graph, path: Path, take: _Take) -> None:
     for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _load_external(value.const_value, path, take)
+        elif value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            value.const_value = _held(value.const_value)
     for node in graph:
         for attribute in list(node.attributes.values()):
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 tensor = _load_external(attribute.value, path, take)
                 node.attributes.add(ir.AttrTensor(attribute.name, tensor))
+
+
+def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Take a tensor's array out of its message, which hands out a copy of it at every look."""
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def _load_external(tensor: ir.ExternalTensor, path: Path, take: _Take) -> ir.TensorProtocol:

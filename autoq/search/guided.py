@@ -67,10 +67,13 @@ class GuidedStrategy:
     ) -> None:
         self._guide, self._goals, self._baseline = guide, goals, baseline
         self._n_anchors, self._n_trials, self._seed = n_anchors, max(n_trials, n_anchors + 1), seed
-        self._costs = sensitivities(guide)
         self._trials: list[TrialRecord] = []
         self._seeds: list[Idea] | None = None
         self._has_warned = False  # what was said; what is proposed does not depend on it
+
+    @cached_property
+    def _costs(self) -> Mapping[Rewrites, Sequence[Floats]]:
+        return sensitivities(self._guide)
 
     @cached_property
     def distributions(self) -> Mapping[str, BaseDistribution]:

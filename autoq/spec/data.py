@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from autoq.core.data import Affine, Batch, Split
 from autoq.core.errors import DataError
 from autoq.core.layers import TensorSpec
+from autoq.spec.ahead import Ahead
 from autoq.spec.fitting import fit_batch, model_dtype
 from autoq.spec.schema import DataSpec, NpzSource, PythonSource, SearchSpec, SplitSpec
-from autoq.spec.sources import read_source
+from autoq.spec.sources import RawBatch, read_source
 
 _CLASSIFICATION = ("top1", "top5")
 
@@ -29,15 +31,46 @@ class DataSplits:
     warnings: tuple[str, ...] = ()
 
 
-def load_data(spec: SearchSpec, inputs: Sequence[TensorSpec]) -> DataSplits:
+Read = Callable[[NpzSource | PythonSource, str], Sequence[RawBatch]]
+
+
+def read_ahead(data: DataSpec) -> Read:
+    """Start reading the files of a spec, beside whatever comes next; return what waits for each.
+
+    What else a source may be is read when it is asked for: the user's code runs where it is expected to.
+    """
+    sources = {
+        "data.calibration": data.calibration,
+        "data.search": data.search,
+        "data.test": data.test,
+        "data.labelled": data.labelled,
+    }
+    started = {
+        where: Ahead(partial(read_source, source, where))
+        for where, source in sources.items()
+        if isinstance(source, NpzSource)
+    }
+
+    def read(source: NpzSource | PythonSource, where: str) -> Sequence[RawBatch]:
+        return started[where].result() if where in started else read_source(source, where)
+
+    return read
+
+
+def load_data(spec: SearchSpec, inputs: Sequence[TensorSpec], read: Read = read_source) -> DataSplits:
     """Read every split once and check it against the model's inputs.
+
+    Args:
+        spec: Names the data.
+        inputs: Of the model.
+        read: Reads a source, given the path of its key.
 
     Raises:
         DataError: Data cannot be read, do not fit the model, hold NaN or Inf, lack labels that the
             metric needs, or two splits are the same examples.
         SpecError: A factory of the user's cannot be imported.
     """
-    splits = _read_splits(spec.data, inputs)
+    splits = _read_splits(spec.data, inputs, read)
     if spec.metric in _CLASSIFICATION:
         for name in ("search", "test"):
             _check_classes(splits.get(name), name, str(spec.metric))
@@ -45,19 +78,19 @@ def load_data(spec: SearchSpec, inputs: Sequence[TensorSpec]) -> DataSplits:
     return DataSplits(splits["calibration"], splits["search"], splits.get("test"), tuple(warnings))
 
 
-def _read_splits(data: DataSpec, inputs: Sequence[TensorSpec]) -> dict[str, Split]:
+def _read_splits(data: DataSpec, inputs: Sequence[TensorSpec], read: Read) -> dict[str, Split]:
     transforms = _transforms(data, inputs)
 
-    def read(source: NpzSource | PythonSource, name: str) -> Split:
-        raw_batches = read_source(source, where=f"data.{name}")
+    def split_of(source: NpzSource | PythonSource, name: str) -> Split:
+        raw_batches = read(source, f"data.{name}")
         batches = tuple(fit_batch(raw, inputs, transforms) for raw in raw_batches)
         _check_labels(batches, f"data.{name}")
         return Split(batches, _lazy(transforms, inputs))
 
     named = {"calibration": data.calibration, "search": data.search, "test": data.test}
-    splits = {name: read(source, name) for name, source in named.items() if source is not None}
+    splits = {name: split_of(source, name) for name, source in named.items() if source is not None}
     if data.labelled is not None and data.split is not None:
-        splits |= _divide(read(data.labelled, "labelled"), data.split)
+        splits |= _divide(split_of(data.labelled, "labelled"), data.split)
     return splits
 
 

@@ -39,7 +39,7 @@ class RawBatch:
     place: str
 
 
-def read_source(source: NpzSource | PythonSource, *, where: str) -> list[RawBatch]:
+def read_source(source: NpzSource | PythonSource, where: str) -> list[RawBatch]:
     """Read a source once. An npz file is one batch.
 
     Args:

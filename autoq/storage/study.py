@@ -106,6 +106,19 @@ class StudyLedger:
         return study
 
 
+def study_exists(url: str, name: str) -> bool:
+    """Say whether a database has an Optuna study of that name, whosever it is, without importing Optuna.
+
+    Raises:
+        StoreError: The database cannot be reached.
+    """
+    engine = create_engine(parse_url(url))
+    try:
+        return _has_study(engine, name)
+    finally:
+        engine.dispose()
+
+
 def delete_study(engine: Engine, name: str) -> None:
     """Remove autoq's Optuna study of that name from a database, if it has one."""
     if not _has_study(engine, name):

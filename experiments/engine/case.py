@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.assembly.assemble import Stitchers, build_model
-from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.calibrating import open_stitchers
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Precision, Rewrites
 from autoq.evaluation.accuracy import SplitScorer
 from autoq.evaluation.batches import run_split
@@ -21,7 +21,7 @@ from autoq.evaluation.statistics import mean_drop_estimate
 from autoq.exporting import Silent
 from autoq.graph.blocks import find_blocks
 from autoq.home import Home
-from autoq.preparation import Preparation, prepare, prepare_sources, workbench_factory
+from autoq.preparation import Preparation, keys_of, prepare, prepare_sources, workbench_factory
 from autoq.spec.loading import load_spec
 
 Floats = npt.NDArray[np.float64]
@@ -43,12 +43,12 @@ class Case:
         opened = Home.open(home)
         ready = prepare(load_spec(bench / f"{name}.yaml", overrides), opened, Silent())
         sources = prepare_sources(ready, opened, Silent())
-        keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+        keys = keys_of(sources)
         return Case(
             ready,
             opened,
             open_stitchers(opened, keys, ready.target),
-            workbench_factory(ready, sources, opened),
+            workbench_factory(ready, keys, opened),
         )
 
     @property

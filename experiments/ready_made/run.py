@@ -28,7 +28,7 @@ from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Session
 from autoq.evaluation.timing import Effort, measure_latency
 from autoq.exporting import Silent, rebuild
-from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.preparation import keys_of, prepare, prepare_sources, workbench_factory
 from autoq.search.outcome import Outcome, Point
 from autoq.spec.loading import load_spec
 from autoq.spec.schema import OnnxModelSpec
@@ -54,7 +54,7 @@ def compare_model(name: str, bench: Path, home: Path, n_trials: int) -> dict[str
     app = App(home)
     outcome = app.search(spec, Printing(), resume=True)
     ready = prepare(spec, app.home, Silent())
-    factory = workbench_factory(ready, prepare_sources(ready, app.home, Silent()), app.home)
+    factory = workbench_factory(ready, keys_of(prepare_sources(ready, app.home, Silent())), app.home)
     settings = factory.settings
     scorer = SplitScorer(ready.data.search, settings.metric, settings.feeding, output=settings.output)
     floats = ready.target.open(ready.model.artifact)

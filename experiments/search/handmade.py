@@ -11,12 +11,12 @@ import numpy as np
 from quality import time_afresh
 from searches import SharingApp, runs_of
 
-from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.calibrating import open_stitchers
 from autoq.core.choices import Candidate, Choice, Rewrites
 from autoq.core.fronts import front_rows
 from autoq.evaluation.accuracy import SplitScorer
 from autoq.exporting import Silent
-from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.preparation import keys_of, prepare, prepare_sources, workbench_factory
 from autoq.search.guide import Guide
 from autoq.search.sensitivity import sensitivities
 from autoq.spec.loading import load_spec
@@ -34,9 +34,9 @@ def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
     spec = load_spec(bench / f"{MODEL}.yaml", {"data.test": None})
     ready = prepare(spec, app.home, Silent())
     sources = prepare_sources(ready, app.home, Silent())
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    keys = keys_of(sources)
     stitchers = open_stitchers(app.home, keys, ready.target)
-    settings = workbench_factory(ready, sources, app.home).settings
+    settings = workbench_factory(ready, keys, app.home).settings
     scorer = SplitScorer(ready.data.search, settings.metric, settings.feeding, output=settings.output)
     scorer.score_baseline(ready.target.open(ready.model.artifact))
     rows = by_hand(app, [layer.name for layer in ready.model.summary.layers if layer.is_matmul])

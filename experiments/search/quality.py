@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from searches import Run, SharingApp, run_search, runs_of
 
-from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.calibrating import open_stitchers
 from autoq.core.choices import Candidate
 from autoq.core.fronts import front_rows
 from autoq.core.hypervolume import hypervolume
@@ -21,7 +21,7 @@ from autoq.core.measurements import Measurement
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.timing import Effort, measure_latency
 from autoq.exporting import Silent
-from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.preparation import keys_of, prepare, prepare_sources, workbench_factory
 from autoq.search.records import TrialRecord
 from autoq.spec.loading import spec_from_json
 from autoq.spec.schema import SearchSpec
@@ -161,9 +161,9 @@ def time_afresh(app: SharingApp, spec: SearchSpec, candidates: Mapping[str, Cand
     """Latency of each candidate as a ratio to the float model, interleaved with it, in one process."""
     ready = prepare(spec, app.home, Silent())
     sources = prepare_sources(ready, app.home, Silent())
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    keys = keys_of(sources)
     stitchers = open_stitchers(app.home, keys, ready.target)
-    feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
+    feeds = workbench_factory(ready, keys, app.home).data.timing_feeds
     floats = ready.target.open(ready.model.artifact)
     ratios: dict[str, list[float]] = {digest: [] for digest in candidates}
     generator = np.random.default_rng(0)

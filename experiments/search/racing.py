@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.calibrating import open_stitchers
 from autoq.core.choices import Candidate, Choice, Precision
 from autoq.evaluation.accuracy import SplitScorer
 from autoq.evaluation.contest import Contest, Opponent, Stopping
@@ -30,7 +30,7 @@ from autoq.evaluation.scores import Score
 from autoq.evaluation.statistics import Values
 from autoq.exporting import Silent
 from autoq.home import Home
-from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.preparation import keys_of, prepare, prepare_sources, workbench_factory
 from autoq.spec.loading import load_spec
 
 ALPHA, ALLOWED = 0.01, 0.01
@@ -128,9 +128,9 @@ def score_candidates(bench: Path, home: Path) -> tuple[MetricSpec, Values, dict[
     opened = Home.open(home)
     ready = prepare(load_spec(bench / "mobilenetv2.yaml"), opened, Silent())
     sources = prepare_sources(ready, opened, Silent())
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    keys = keys_of(sources)
     stitchers = open_stitchers(opened, keys, ready.target)
-    settings = workbench_factory(ready, sources, opened).settings
+    settings = workbench_factory(ready, keys, opened).settings
     split, feeding = ready.data.search, settings.feeding
     scorer = SplitScorer(split, settings.metric, feeding, output=settings.output)
     baseline = scorer.score_baseline(ready.target.open(ready.model.artifact)).values

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoq.app import App
-from autoq.calibrating import Source
+from autoq.calibrating import SourceKeys
 from autoq.core.choices import Candidate, Rewrites
 from autoq.core.errors import StoreError
 from autoq.core.measurements import Measurement
@@ -66,7 +66,7 @@ class SharingApp(App):
     """An app whose searches of one model share what they measured, by the candidate's digest."""
 
     def open_runner(
-        self, ready: Preparation, sources: Mapping[Rewrites, Source], child: ChildProcess[Any]
+        self, ready: Preparation, sources: Mapping[Rewrites, SourceKeys], child: ChildProcess[Any]
     ) -> ChildTrialRunner:
         runner = super().open_runner(ready, sources, child)
         known = measured_before(self, ready.content_digest)

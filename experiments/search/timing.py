@@ -9,12 +9,12 @@ import numpy as np
 from scipy.stats import kendalltau
 from searches import SharingApp
 
-from autoq.calibrating import SourceKeys, open_stitchers
+from autoq.calibrating import open_stitchers
 from autoq.core.choices import Candidate
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.timing import Effort, TimingSettings, control_of, measure_latency
 from autoq.exporting import Silent
-from autoq.preparation import prepare, prepare_sources, workbench_factory
+from autoq.preparation import keys_of, prepare, prepare_sources, workbench_factory
 from autoq.spec.loading import load_spec
 
 N_INTERVALS, N_RANKED, APART = 100, 10, 0.03
@@ -26,9 +26,9 @@ def timing(app: SharingApp, bench: Path) -> dict[str, Any]:
     """A/A intervals as a search reports them, and two rankings of ten candidates, all on MobileNetV2."""
     ready = prepare(load_spec(bench / "mobilenetv2.yaml"), app.home, Silent())
     sources = prepare_sources(ready, app.home, Silent())
-    keys = {rewrites: SourceKeys.of(source) for rewrites, source in sources.items()}
+    keys = keys_of(sources)
     stitchers = open_stitchers(app.home, keys, ready.target)
-    feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
+    feeds = workbench_factory(ready, keys, app.home).data.timing_feeds
 
     def opened(candidate: Candidate | None = None) -> Any:
         artifact = ready.model.artifact if candidate is None else stitchers.assemble(candidate).artifact
@@ -83,8 +83,8 @@ def timing(app: SharingApp, bench: Path) -> dict[str, Any]:
 def blocks(app: SharingApp, bench: Path) -> dict[str, Any]:
     """A model against itself with blocks of several lengths, in turns: error and width for the same time."""
     ready = prepare(load_spec(bench / "mobilenetv2.yaml"), app.home, Silent())
-    sources = prepare_sources(ready, app.home, Silent())
-    feeds = workbench_factory(ready, sources, app.home).data.timing_feeds
+    keys = keys_of(prepare_sources(ready, app.home, Silent()))
+    feeds = workbench_factory(ready, keys, app.home).data.timing_feeds
     found: dict[float, list[tuple[float, float]]] = {length: [] for length in BLOCKS_S}
     with machine_clock():
         for seed in range(N_REPEATS):

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import optuna
 import pytest
-from tiny_case import ledger_of, tiny_data, tiny_network, write_case, write_spec
+from tiny_case import NAME, ledger_of, tiny_data, tiny_network, write_case, write_spec
 from typer.testing import CliRunner
 
 from autoq.cli.main import app
@@ -211,3 +212,15 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (home / "autoq.db").write_text("not a database, but somebody's text\n" * 50)
     assert_one_clear_line(invoke("search", spec_file, "--home", home), "autoq.db")
     assert (home / "autoq.db").read_text().startswith("not a database")
+
+
+def test_a_study_of_somebody_else_is_told_before_the_first_trial(tmp_path: Path) -> None:
+    spec_file, home = write_case(tmp_path), tmp_path / "home"
+    home.mkdir()
+    storage = optuna.storages.RDBStorage(f"sqlite:///{home / 'autoq.db'}")
+    optuna.create_study(study_name=NAME, storage=storage).add_trial(optuna.create_trial(value=1.0))
+    storage.remove_session()
+    storage.engine.dispose()
+    assert_one_clear_line(invoke("search", spec_file, "--home", home), f"Optuna study named '{NAME}'")
+    with ledger_of(home) as ledger:
+        assert ledger.load_trials(NAME) == []

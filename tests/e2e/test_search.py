@@ -136,6 +136,7 @@ def test_another_spec_of_the_same_name_is_refused(finished: Any) -> None:
     assert json.loads(run_autoq("front", NAME, "--home", finished.home, "--json").stdout) == finished.report
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_second_search_calibrates_and_builds_nothing_again(finished: Any) -> None:
     changes = {"name": "second", "search.trials": 1}
     ran = run_autoq(
@@ -146,6 +147,9 @@ def test_a_second_search_calibrates_and_builds_nothing_again(finished: Any) -> N
     assert re.search(r"variants: \d+ reused, 0 built", ran.stderr)
     assert finished.log.count("statistics: one pass over") == 1
     assert ran.stdout.splitlines()[0].startswith("search second: finished, 1 trials, 1 feasible")
+    study = optuna.load_study(study_name="second", storage=f"sqlite:///{finished.home / 'autoq.db'}")
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"]
+    study._storage.remove_session()
 
 
 @dataclass

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,13 @@ def is_running(pid: int) -> bool:
         return not is_zombie or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
+
+
+def wait_until_written(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.read_text() == "built\n"
 
 
 def wait_until_gone(pid: int) -> bool:
@@ -303,14 +310,46 @@ def test_a_launched_child_builds_nothing_until_it_is_started() -> None:
     child.launch()
     pid = child.pid
     assert pid is not None
-    assert not child.is_built
+    assert not child.is_begun
     child.replace_factory(Victim)  # only now is it known what to build
     child.start()
-    assert child.is_built
+    assert child.is_begun
     assert child.pid == child.call("pid") == pid
     child.close()
     assert child.pid is None
-    assert not child.is_built
+    assert not child.is_begun
+
+
+def test_a_child_builds_while_nobody_waits(child: ChildProcess[Victim], tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    child.replace_factory(partial(victims.touch_and_build, built))
+    child.begin()
+    child.begin()  # once is enough
+    pid = child.pid
+    wait_until_written(built)
+    child.start()
+    assert child.call("pid") == child.pid == pid
+    assert built.read_text() == "built\n"
+
+
+@pytest.mark.parametrize("failing", [victims.fail_until_exists, victims.exit_until_exists])
+def test_what_failed_to_build_ahead_is_built_again_when_it_is_needed(
+    failing: Callable[[Path], Victim], child: ChildProcess[Victim], tmp_path: Path
+) -> None:
+    needed = tmp_path / "needed"
+    child.replace_factory(partial(failing, needed))
+    child.begin()
+    wait_until_written(tmp_path / "needed.attempts")
+    needed.touch()
+    assert child.call("echo", "there") == "there"
+
+
+def test_what_fails_twice_is_told(child: ChildProcess[Victim], tmp_path: Path) -> None:
+    child.replace_factory(partial(victims.fail_until_exists, tmp_path / "never"))
+    child.begin()
+    with pytest.raises(SpecError, match="not there yet"):
+        child.start()
+    assert child.pid is None
 
 
 def test_a_launched_child_has_imported_what_it_will_need() -> None:

@@ -169,3 +169,26 @@ def parent_that_is_interrupted_early() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     child.close()
     print(answer, len(stops) > 3, flush=True)
+
+
+def touch_and_build(attempts: Path) -> Victim:
+    """Leave a line for every time that something is built."""
+    with attempts.open("a") as file:
+        file.write("built\n")
+    return Victim()
+
+
+def fail_until_exists(needed: Path) -> Victim:
+    """Build nothing for as long as a file is missing."""
+    touch_and_build(needed.with_suffix(".attempts"))
+    if not needed.exists():
+        raise SpecError("not there yet")
+    return Victim()
+
+
+def exit_until_exists(needed: Path) -> Victim:
+    """Take the process down for as long as a file is missing."""
+    touch_and_build(needed.with_suffix(".attempts"))
+    if not needed.exists():
+        os._exit(3)
+    return Victim()

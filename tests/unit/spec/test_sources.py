@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from autoq.core.errors import DataError, SpecError
 from autoq.core.layers import TensorSpec
 from autoq.core.python_objects import load_object
-from autoq.spec.data import load_data
+from autoq.spec.data import load_data, read_ahead
 from autoq.spec.schema import PythonSource, SearchSpec
 from autoq.spec.sources import read_source
 
@@ -105,6 +107,42 @@ def test_a_ragged_set_is_dealt_out_across_its_batches(factories: Path, spec_with
     firsts = {int(row[0]) for s in (data.search, data.test) for b in s.batches for row in b.inputs["ids"]}
     assert firsts == {1000, 1003, 1100, 1105}
     assert data.warnings == ()
+
+
+def test_files_are_read_ahead_and_the_users_code_runs_where_it_is_asked_for(
+    tmp_path: Path, spec_with_data: Maker
+) -> None:
+    (tmp_path / "noting.py").write_text(
+        "import threading, numpy as np\nthreads = []\n"
+        "def search():\n    threads.append(threading.get_ident())\n"
+        "    return [({'ids': np.ones((2, 3), int), 'mask': np.ones((2, 3), int)}, None)]\n"
+    )
+    tokens = np.arange(12).reshape(4, 3)
+    np.savez(tmp_path / "d.npz", ids=tokens, mask=tokens)
+    files = {"npz": "d.npz", "inputs": {"ids": "ids", "mask": "mask"}}
+    spec = spec_with_data(calibration=files, search={"python": "noting.py:search"})
+    read = read_ahead(spec.data)
+    wanted = load_data(spec, TOKENS)
+    deadline = time.monotonic() + 20
+    while read_ahead_is_running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (tmp_path / "d.npz").unlink()  # it has been read
+    data = load_data(spec, TOKENS, read)
+    assert data.calibration.digest == wanted.calibration.digest
+    assert data.search.digest == wanted.search.digest
+    assert load_object(f"{tmp_path / 'noting.py'}:threads") == 2 * [threading.get_ident()]
+
+
+def read_ahead_is_running() -> bool:
+    return any(thread.name.startswith("autoq-ahead") for thread in threading.enumerate())
+
+
+def test_what_cannot_be_read_ahead_is_told_when_it_is_asked_for(spec_with_data: Maker) -> None:
+    files = {"npz": "none.npz", "inputs": {"ids": "ids", "mask": "mask"}}
+    spec = spec_with_data(calibration=files, search=files)
+    read = read_ahead(spec.data)
+    with pytest.raises(DataError, match=r"data\.calibration\.npz: .*none\.npz: no such file"):
+        load_data(spec, TOKENS, read)
 
 
 def test_arrays_are_copied_as_they_come(factories: Path) -> None:

@@ -13,6 +13,7 @@ one slot, which is nothing to a search that asks for dozens of budgets, and come
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from autoq.search.guide import Floats, Guide, Stitch
 from autoq.search.latency_model import Prices
 
 if TYPE_CHECKING:
-    from scipy.optimize import LinearConstraint
+    from scipy.sparse import csc_array
 
 _THRIFT = 1e-3  # of latency and bytes against sensitivity: what costs nothing to save is saved
 _MAX_PER_KERNEL = 12
@@ -60,6 +61,8 @@ class Allocator:
         self._n_slots = len(slots)
         self._kept: list[tuple[int, int]] = []  # (slot, option) of every variable
         self._bytes, self._latency, self._cost = [], [], []
+        # By goal, what was solved for: limits, what the optimum takes, and the stitch.
+        self._optima: dict[bytes, list[tuple[Floats, Floats, Stitch | None]]] = {}
         for position, slot in enumerate(slots):
             n_bytes = np.array(
                 [one.bundle_bytes if bundle else one.size_bytes for one in slot.options], np.float64
@@ -76,19 +79,15 @@ class Allocator:
         return self._prices.borders.reshape(-1)
 
     @cached_property
-    def _program(self) -> tuple[LinearConstraint, LinearConstraint | None]:
-        from scipy.optimize import LinearConstraint
-        from scipy.sparse import coo_array
+    def _program(self) -> tuple[csc_array, Floats, Floats]:
+        """All rows, their lower bounds, and the upper ones of all but the last two: latency and bytes."""
+        from scipy.sparse import coo_array, csc_array, vstack
 
         n, names = len(self._kept), {slot.name: at for at, slot in enumerate(self._guide.usual)}
         pairs = [(names[one.writer], names[one.reader]) for one in self._guide.borders]
         width = n + 2 * len(pairs)
         slots = np.array([slot for slot, _ in self._kept])
-        once = coo_array((np.ones(n), (slots, np.arange(n))), shape=(self._n_slots, width))
-        one_each = LinearConstraint(once.tocsr(), 1.0, 1.0)
-        if not pairs:
-            return one_each, None
-        integer = np.array([self._guide.integer[slot][option] for slot, option in self._kept], np.float64)
+        integer = np.array([self._guide.integer[slot][option] for slot, option in self._kept], np.bool_)
         rows: list[int] = []
         columns: list[int] = []
         values: list[float] = []
@@ -96,12 +95,24 @@ class Allocator:
             for row, sign in ((2 * border, -1.0), (2 * border + 1, 1.0)):  # quantised, dequantised
                 terms = [(n + row, -1.0)]
                 for slot, direction in ((writer, sign), (reader, -sign)):
-                    terms += [(int(at), direction) for at in np.flatnonzero((slots == slot) & (integer > 0))]
+                    terms += [(int(at), direction) for at in np.flatnonzero((slots == slot) & integer)]
                 rows += [row] * len(terms)
                 columns += [column for column, _ in terms]
                 values += [value for _, value in terms]
-        differ = coo_array((values, (rows, columns)), shape=(2 * len(pairs), width))
-        return one_each, LinearConstraint(differ.tocsr(), -np.inf, 0.0)
+        parts = [
+            coo_array((np.ones(n), (slots, np.arange(n))), shape=(self._n_slots, width)),
+            coo_array((values, (rows, columns)), shape=(2 * len(pairs), width)),
+            coo_array(np.concatenate((self._latency, self._border_prices))[None]),
+            coo_array(np.concatenate((self._bytes, np.zeros(width - n)))[None] / self._byte_unit),
+        ]
+        lower = np.concatenate((np.ones(self._n_slots), np.full(2 * len(pairs) + 2, -np.inf)))
+        upper = np.concatenate((np.ones(self._n_slots), np.zeros(2 * len(pairs))))
+        return csc_array(vstack(parts)), lower, upper
+
+    @property
+    def _byte_unit(self) -> float:
+        """What bytes are counted in, so that all rows are of like size."""
+        return max(float(np.mean(self._bytes)) * self._n_slots, 1.0)
 
     def solve(self, budget: Budget, weights: Mapping[int, float] | None = None) -> Stitch | None:
         """Find the options that lose least within a budget; None where there are none.
@@ -115,7 +126,7 @@ class Allocator:
             cost = cost * np.array([weights.get(slot, 1.0) for slot, _ in self._kept])
         scale = max(float(np.median([c for c in cost if c > 0] or [1.0])), 1e-12)
         latency, n_bytes = np.array(self._latency), np.array(self._bytes)
-        thrift = latency + n_bytes / max(n_bytes.sum() / max(len(n_bytes), 1) * self._n_slots, 1.0)
+        thrift = latency + n_bytes / self._byte_unit
         goal = np.concatenate((cost / scale + _THRIFT * thrift, _THRIFT * self._border_prices))
         return self._solved(goal, budget)
 
@@ -144,26 +155,37 @@ class Allocator:
         return self._solved(goal, Budget())
 
     def _solved(self, goal: Floats, budget: Budget) -> Stitch | None:
+        """Reuse what was found within a looser budget if it keeps to this one; solve otherwise."""
+        limits = self._limits(budget)
+        known = self._optima.setdefault(goal.tobytes(), [])
+        for looser, use, stitch in known:
+            if (looser >= limits).all() and (stitch is None or (use <= limits).all()):
+                return stitch
+        use, stitch = self._solve(goal, limits)
+        known.append((limits, use, stitch))
+        return stitch
+
+    def _limits(self, budget: Budget) -> Floats:
+        """Bounds of the last two rows; (2,)."""
+        latency = math.inf if budget.latency is None else budget.latency - self._prices.fixed
+        n_bytes = math.inf if budget.n_bytes is None else budget.n_bytes - self._fixed_bytes
+        return np.array([latency, n_bytes / self._byte_unit])
+
+    def _solve(self, goal: Floats, limits: Floats) -> tuple[Floats, Stitch | None]:
+        """Solve the relaxation, and round it; return what it takes of latency and bytes too."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
-        n, width = len(self._kept), len(goal)
-        constraints = [one for one in self._program if one is not None]
-        if budget.latency is not None:
-            row = np.concatenate((self._latency, self._border_prices))
-            constraints.append(LinearConstraint(row[None], -np.inf, budget.latency - self._prices.fixed))
-        if budget.n_bytes is not None:
-            row = np.concatenate((self._bytes, np.zeros(width - n))) / max(budget.n_bytes, 1.0)
-            left = 1.0 - self._fixed_bytes / max(budget.n_bytes, 1.0)
-            constraints.append(LinearConstraint(row[None], -np.inf, left))
-        found = milp(goal, constraints=constraints, bounds=Bounds(0.0, 1.0))
+        matrix, lower, upper = self._program
+        rows = LinearConstraint(matrix, lower, np.concatenate((upper, limits)))
+        found = milp(goal, constraints=rows, bounds=Bounds(0.0, 1.0))
         if found.x is None:
-            return None
+            return np.zeros(2), None
         options = [0] * self._n_slots
         best = np.full(self._n_slots, -1.0)
-        for value, (slot, option) in zip(found.x[:n], self._kept, strict=True):
+        for value, (slot, option) in zip(found.x, self._kept, strict=False):  # borders come after them
             if value > best[slot]:
                 best[slot], options[slot] = value, option
-        return Stitch(self._rewrites, tuple(options))
+        return (matrix @ found.x)[-2:], Stitch(self._rewrites, tuple(options))
 
 
 def worth_having(kernels: Sequence[str], costs: Floats, n_bytes: Floats) -> list[int]:

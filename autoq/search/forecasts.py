@@ -75,7 +75,7 @@ class Forecaster:
 
     def divergence_sum(self, stitches: Sequence[Stitch]) -> Floats:
         """Sum of what the float model and the slots of each stitch add; (n,)."""
-        return np.array([self._parts(stitch).sum() for stitch in stitches], np.float64)
+        return np.asarray(self._parts(stitches).sum(axis=1), np.float64)
 
     def divergence(self, stitches: Sequence[Stitch]) -> Floats:
         """The sum, corrected by how far it was off on trials that differ in little; (n,)."""
@@ -83,24 +83,29 @@ class Forecaster:
 
     def _divergence(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """The corrected sum, and how much doubt trials alike leave, from 1 for none down to 0; each (n,)."""
-        shape = len(stitches), 1 + len(self._guide.usual)
-        parts = np.array([self._parts(stitch) for stitch in stitches], np.float64).reshape(shape)
+        parts = self._parts(stitches)
         sums = parts.sum(axis=1)
         weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
         for stitch, foretold, measured in self._told:
             if foretold <= 0 or measured <= 0:
                 continue
-            own = self._parts(stitch)
+            own = self._parts([stitch])
             strange = np.abs(parts - own).sum(axis=1) / np.maximum(sums + own.sum(), 1e-30)
             weight = np.exp(-strange / _LIKENESS)
             weights += weight
             logs += weight * np.log(measured / foretold)
         return np.asarray(sums * np.exp(logs / weights)), np.asarray(np.sqrt(_SHRINK / weights))
 
-    def _parts(self, stitch: Stitch) -> Floats:
-        table = self._costs[stitch.rewrites]
-        of_slots = (costs[option] for costs, option in zip(table, stitch.options, strict=True))
-        return np.array([self._offsets[stitch.rewrites], *of_slots])
+    def _parts(self, stitches: Sequence[Stitch]) -> Floats:
+        """What the float model and each slot add to the divergence of each stitch; (n, 1 + slots)."""
+        found = np.empty((len(stitches), 1 + len(self._guide.usual)))
+        for rewrites in {stitch.rewrites for stitch in stitches}:
+            mine = [at for at, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
+            options = np.array([stitches[at].options for at in mine], np.int64)
+            found[mine, 0] = self._offsets[rewrites]
+            for slot, costs in enumerate(self._costs[rewrites]):
+                found[mine, 1 + slot] = costs[options[:, slot]]
+        return found
 
     def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:
         return self.divergence_sum([stitch])[0] if measurement.divergence is None else measurement.divergence

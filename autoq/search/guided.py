@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,18 +145,17 @@ class GuidedStrategy:
         decoder = self._decoder(rewrites, forecaster)
         latency_steps = _LATENCY_STEPS if "latency" in self.distributions else (1.0,)
         bytes_steps = _BYTES_STEPS if "bytes" in self.distributions else (1.0,)
+        position = float(self._guide.rewrites.index(rewrites))
         found: dict[Stitch, Idea] = {}
-        for latency in latency_steps:
-            for n_bytes in bytes_steps:
-                position = float(self._guide.rewrites.index(rewrites))
-                genes = plain_genes(self.distributions, latency=latency, bytes=n_bytes, rewrites=position)
-                stitch = decoder.decode(genes)
-                if stitch is not None and stitch not in found:
-                    text = (
-                        f"least loss at {latency:.0%} of the latency and {n_bytes:.0%} of the bytes to be had"
-                    )
-                    found[stitch] = Idea(stitch, "seed", text, genes)
-        return list(found.values())
+        # The loosest budgets first: what keeps to tighter ones is not solved again. They have the last word.
+        for latency, n_bytes in product(reversed(latency_steps), reversed(bytes_steps)):
+            genes = plain_genes(self.distributions, latency=latency, bytes=n_bytes, rewrites=position)
+            stitch = decoder.decode(genes)
+            if stitch is not None:
+                text = f"least loss at {latency:.0%} of the latency and {n_bytes:.0%} of the bytes to be had"
+                found.pop(stitch, None)
+                found[stitch] = Idea(stitch, "seed", text, genes)
+        return list(reversed(found.values()))
 
     def _genes(self, number: int, forecaster: Forecaster) -> list[Idea]:
         study = study_of(self._trials, self._goals, self._baseline, self.distributions)

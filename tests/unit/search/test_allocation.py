@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,3 +215,39 @@ def test_budgets_of_the_bundle_and_of_the_file_are_told_apart() -> None:
     assert found is not None
     assert as_bundle is not None
     assert instance.cost(as_bundle) < instance.cost(found)  # the same number of bytes holds more of a bundle
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.sampled_from([0.0, 0.1]))
+def test_what_is_reused_for_a_tighter_budget_is_what_solving_for_it_gives(seed: int, border: float) -> None:
+    instance = Instance(seed, border=border)
+    latencies = [None, *np.quantile(instance.latency_of_all, [0.9, 0.5, 0.2, 0.0])]
+    n_bytes = [None, *np.quantile(instance.bytes_of_all, [0.9, 0.5, 0.2, 0.0])]
+    budgets = [Budget(*pair) for pair in itertools.product(latencies, n_bytes)]
+    n_solved = 0
+    solve = instance.allocator._solve
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal n_solved
+        n_solved += 1
+        return solve(*arguments)
+
+    instance.allocator._solve = counted  # type: ignore[method-assign]
+    reused = [instance.allocator.solve(budget) for budget in budgets]
+    alone = [Instance(seed, border=border).allocator.solve(budget) for budget in budgets]
+    assert reused == alone
+    assert n_solved < len(budgets)
+    assert [instance.allocator.solve(budget) for budget in budgets] == reused
+
+
+def test_weighted_slots_are_solved_for_on_their_own() -> None:
+    n_moved = 0
+    for seed in range(10):
+        instance, fresh = Instance(seed), Instance(seed)
+        budget = Budget(float(np.quantile(instance.latency_of_all, 0.3)), None)
+        plain = instance.allocator.solve(budget)
+        weighted = instance.allocator.solve(budget, {0: 100.0, 3: 0.01})
+        assert weighted == fresh.allocator.solve(budget, {0: 100.0, 3: 0.01})
+        assert instance.allocator.solve(budget) == plain
+        n_moved += weighted != plain
+    assert n_moved

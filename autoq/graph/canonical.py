@@ -5,15 +5,14 @@ The result is the baseline: whatever a candidate gains, it gains over this graph
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from autoq.graph.drop_identities import DropIdentities
 from autoq.graph.fold_batchnorm import FoldBatchNorm
 from autoq.graph.fold_matmul_bias import FoldMatMulBias
 from autoq.graph.naming import NameNodes
+from autoq.graph.quiet import quiet
 from autoq.graph.use_global_pool import UseGlobalPool
 from autoq.graph.values import constant
 
@@ -31,13 +30,13 @@ def canonicalize(model: ir.Model) -> ir.Model:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
-    _raise_opset(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    _forget_unknown_axes(model.graph)
+    with quiet():
+        _raise_opset(model)
         common.ShapeInferencePass()(model)
         _fold_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.IdentityEliminationPass()(model)
+    DropIdentities()(model)
     FoldBatchNorm()(model)
     FoldMatMulBias()(model)
     UseGlobalPool()(model)
@@ -49,6 +48,17 @@ def canonicalize(model: ir.Model) -> ir.Model:
     model.producer_name, model.producer_version = "autoq", None
     model.ir_version = max(model.ir_version, _IR_VERSION)
     return model
+
+
+def _forget_unknown_axes(graph: ir.Graph) -> None:
+    """Leave axes without a length or a name that say -1 or "?", as some exporters write for any length."""
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None and any(map(_is_unknown, value.shape)):
+            value.shape = ir.Shape([None if _is_unknown(size) else size for size in value.shape])
+
+
+def _is_unknown(size: int | ir.SymbolicDim) -> bool:
+    return size < 0 if isinstance(size, int) else size.value == "?"
 
 
 # onnxscript is imported where it works: most processes read models that are canonical already.
@@ -83,7 +93,4 @@ def _raise_opset(model: ir.Model) -> None:
         return
     from onnxscript import version_converter
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        version_converter.convert_version(model, WANTED_OPSET, fallback=True)
+    version_converter.convert_version(model, WANTED_OPSET, fallback=True)

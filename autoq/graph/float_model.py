@@ -20,7 +20,7 @@ from autoq.core.digests import digest_file
 from autoq.core.errors import ModelError
 from autoq.core.layers import ModelSummary, TensorSpec
 from autoq.graph.canonical import canonicalize
-from autoq.graph.layers import find_layers, find_ops, tensor_spec
+from autoq.graph.layers import find_layers, find_ops, is_layer, tensor_spec
 from autoq.graph.loading import load_onnx, map_onnx
 
 # Protobuf refuses messages of 2 GB and more; the rest of the limit is for nodes and names.
@@ -29,6 +29,11 @@ _SMALL_BYTES = 1024  # tensors up to this size stay in the model: runtimes read 
 # Runtimes map large tensors: on Windows at multiples of 64 KiB, elsewhere at pages.
 _PAGE, _MAP_UNIT = 4096, 1 << 16
 _LARGE_BYTES = 1 << 20
+# What says that others have quantised a model before.
+_QUANTISED = {
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits",
+    "QLinearConv", "QLinearMatMul",
+}  # fmt: skip
 _FOLDER_PREFIX = "autoq-model-"
 _YOUNG_S = 60.0  # a folder this new may not have been locked yet by the process that made it
 
@@ -114,11 +119,7 @@ def reload_float_model(path: Path) -> FloatModel:
 def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel:
     layers = tuple(find_layers(graph))
     if not layers:
-        raise ModelError(
-            "the model has no layer that can be compressed",
-            hint="autoq compresses Conv, ConvTranspose, Gemm, MatMul, LSTM and embeddings with constant "
-            "float32 weights",
-        )
+        raise ModelError("the model has no layer that can be compressed", hint=_why_no_layers(graph))
     artifact = write()
     summary = ModelSummary(
         digest=artifact.digest,
@@ -129,6 +130,15 @@ def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel
         size_bytes=artifact.size_bytes,
     )
     return FloatModel(graph, summary, artifact)
+
+
+def _why_no_layers(graph: ir.Model) -> str:
+    if _QUANTISED & {node.op_type for node in graph.graph}:
+        return "it is quantised already: autoq starts from the float model"
+    if any(is_layer(node) for node in graph.graph.all_nodes()):
+        return "its layers are in the bodies of If, Loop or Scan, which are left as they are"
+    ops = "Conv, ConvTranspose, Gemm, MatMul, LSTM and embeddings"
+    return f"autoq compresses {ops} with constant float32 weights"
 
 
 def serialize(

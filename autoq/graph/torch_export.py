@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import onnx_ir as ir
 
 from autoq.core.errors import ModelError
 from autoq.core.python_objects import load_object
+from autoq.graph.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def export_torch(
         for spec in example.values()
     ]
     try:
-        with _quiet():
+        with quiet(), redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 module.eval(),
                 args,
@@ -106,19 +105,3 @@ def _load_checkpoint(torch: Any, module: Any, checkpoint: Path) -> None:
             f"{checkpoint}: not a state dict of the module: {reason}",
             hint="it is read with weights_only=True",
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and deprecation chatter off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -278,3 +278,107 @@ def test_metadata_that_users_read_at_run_time_stay() -> None:
 @pytest.mark.parametrize("build", TINY_MODELS.values(), ids=TINY_MODELS)
 def test_one_model_has_one_digest(build: Callable[[], onnx.ModelProto]) -> None:
     assert canonical(build()).summary.digest == canonical(build()).summary.digest
+
+
+# --- identities ---------------------------------------------------------------------------------------
+
+
+def test_identities_go_where_nobody_needs_their_name() -> None:
+    net = GraphBuilder(seed=0)
+    x = net.node("Identity", net.input("x", "n", 4))
+    x = net.node("Identity", net.node("Relu", net.gemm(net.node("Identity", x), "fc", 4, 3)))
+    proto = net.build(y=(net.node("Identity", x), ("n", 3)))
+    model = canonical(proto)
+    assert op_types(model) == ["Gemm", "Relu"]
+    assert_equal_outputs(proto, model)
+
+
+def test_two_outputs_of_one_value_keep_their_names() -> None:
+    net = GraphBuilder(seed=0)
+    x = net.node("Relu", net.gemm(net.input("x", "n", 4), "fc", 4, 3))
+    names = {"first": (net.node("Identity", x), ("n", 3)), "second": (net.node("Identity", x), ("n", 3))}
+    proto = net.build(**names)
+    model = canonical(proto)
+    assert [output.name for output in model.summary.outputs] == ["first", "second"]
+    assert_equal_outputs(proto, model)
+
+
+def test_an_input_that_is_an_output_too_keeps_its_identity() -> None:
+    net = GraphBuilder(seed=0)
+    x = net.input("x", "n", 4)
+    y = net.gemm(x, "fc", 4, 3)
+    proto = net.build(y=(y, ("n", 3)), same=(net.node("Identity", x), ("n", 4)))
+    model = canonical(proto)
+    assert "Identity" in op_types(model)
+    assert_equal_outputs(proto, model)
+
+
+def branching(then_value: str) -> onnx.ModelProto:
+    """A layer, and an If of which one branch hands on a value from outside."""
+    net = GraphBuilder(seed=0)
+    hidden = net.gemm(net.input("x", "n", 4), "fc", 4, 3)
+    total = net.node("ReduceSum", hidden, keepdims=0)
+    positive = net.node("Greater", total, net.constant("zero", 0.0))
+    outer = net.node("Identity", hidden)
+    given = {"hidden": hidden, "outer": outer}[then_value]
+
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["n", 3])
+        return helper.make_graph([helper.make_node(op, [given], [output.name])], name, [], [output])
+
+    y = net.node("If", positive, then_branch=branch("then", "Identity"), else_branch=branch("else", "Neg"))
+    return net.build(y=(y, ("n", 3)))
+
+
+@pytest.mark.parametrize("value", ["hidden", "outer"])
+def test_a_branch_may_hand_on_a_value_from_outside(value: str) -> None:
+    proto = branching(value)
+    assert_equal_outputs(proto, canonical(proto))
+
+
+# --- what exporters write -----------------------------------------------------------------------------
+
+
+def test_axes_that_say_minus_one_or_a_question_mark_may_have_any_length() -> None:
+    proto = residual_cnn()
+    for axis, size in enumerate((-1, None, "?", "?")):
+        dim = proto.graph.input[0].type.tensor_type.shape.dim[axis]
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
+    shape = canonical(proto).summary.inputs[0].shape
+    assert (shape[0], *shape[2:]) == (None, None, None)
+
+
+def test_a_shape_that_cannot_be_inferred_is_not_told_to_the_user(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    net = GraphBuilder(seed=0)
+    x = net.gemm(net.input("x", 2, 4), "fc", 4, 3)
+    proto = net.build(y=(net.node("Reshape", x, net.constant("shape", [3, 2], np.int64)), (3, 2)))
+    proto.graph.value_info.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, [7, 9]))
+    canonical(proto)
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("quantised", "it is quantised already"), ("in a body", "in the bodies of If, Loop or Scan")],
+)
+def test_why_there_is_no_layer_is_told(kind: str, said: str) -> None:
+    net = GraphBuilder(seed=0)
+    x = net.input("x", "n", 4)
+    if kind == "quantised":
+        x, n_outputs = net.node("DequantizeLinear", *net.nodes("DynamicQuantizeLinear", x, n_outputs=3)), 4
+    else:
+        weight = net.constant("weight", np.ones((4, 3)))
+        output = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3])
+        body = helper.make_graph([helper.make_node("MatMul", [x, weight], ["out"])], "body", [], [output])
+        total = net.node("ReduceSum", x, keepdims=0)
+        positive = net.node("Greater", total, net.constant("zero", 0.0))
+        x, n_outputs = net.node("If", positive, then_branch=body, else_branch=body), 3
+    with pytest.raises(ModelError) as caught:
+        canonical(net.build(y=(x, ("n", n_outputs))))
+    assert said in str(caught.value.hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoq.core.artifacts import AssembledModel
 from autoq.core.choices import Candidate
@@ -182,7 +182,7 @@ class Workbench:
         if scored.values is not None:
             self._known.append(_Known(scored.accuracy, _axes(latency, size), scored.values))
         return Measurement(
-            scored.accuracy,
+            self._settled(scored.accuracy, built),
             latency,
             size,
             built.storage_only,
@@ -228,13 +228,21 @@ class Workbench:
         with self._loaded(built, _Parts()) as session:
             latency = self._time(session, candidate, self._settings.timing.final)
             test = None if self._test is None else self._scored_test(self._test, session)
-        return FinalFigures(latency, test)
+        return FinalFigures(latency, None if test is None else self._settled(test, built))
 
     def close(self) -> None:
         """Free the float model's session."""
         if self._float_session is not None:
             self._float_session.close()
             self._float_session = None
+
+    def _settled(self, accuracy: Accuracy, model: AssembledModel) -> Accuracy:
+        """Leave no doubt where there is none: against itself the float model drops nothing on any data."""
+        baseline = self._baseline
+        is_itself = model.artifact.digest == self._float_model.digest
+        if baseline is None or not (is_itself and baseline.is_deterministic) or accuracy.drop_ci is None:
+            return accuracy
+        return replace(accuracy, drop_ci=(0.0, 0.0))
 
     def _scored_test(self, scorer: SplitScorer, session: Session) -> Accuracy:
         if not scorer.is_ready:  # restored, not measured: the test split has waited until it is needed

@@ -141,10 +141,7 @@ def _seen(divergence: float, measurement: Measurement) -> Seen:
 
 
 def _noise(measurements: Sequence[Measurement]) -> float:
-    """Standard error that the drop of a good candidate is measured with."""
-    errors = [
-        (one.accuracy.drop_ci[1] - one.accuracy.drop_ci[0]) / (2 * Z)
-        for one in measurements
-        if one.accuracy.drop_ci is not None
-    ]
+    """Standard error that the drop of a good candidate is measured with; the float model's own has none."""
+    intervals = [one.accuracy.drop_ci for one in measurements if one.accuracy.drop_ci is not None]
+    errors = [(high - low) / (2 * Z) for low, high in intervals if low < high]
     return float(np.quantile(errors, 0.25)) if errors else 0.0

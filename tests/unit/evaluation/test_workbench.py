@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import tiny_bench
-from tiny_bench import BROKEN, QUICK, REFUSED, build_workbench, candidate
+from tiny_bench import BROKEN, QUICK, REFUSED, RandomAssembler, build_workbench, candidate
 
 from autoq.core.artifacts import ModelArtifact
+from autoq.core.choices import Candidate
 from autoq.core.data import Array
 from autoq.core.errors import TrialError, UserError
 from autoq.core.measurements import Baseline
@@ -41,6 +42,25 @@ def test_a_trial_measures_everything_and_says_where_its_time_went() -> None:
     assert fine.storage_only == ("fc",)
     assert set(fine.seconds) == {"build", "load", "latency", "accuracy", "inference"}
     assert 0 < fine.seconds["inference"] <= fine.seconds["latency"] + fine.seconds["accuracy"]
+
+
+def test_against_itself_the_float_model_drops_nothing_without_a_doubt() -> None:
+    workbench = build_workbench()
+    workbench.measure_baseline()
+    itself, fine = workbench.run_trial(Candidate.of({})), workbench.run_trial(candidate(8))
+    assert (itself.accuracy.drop, itself.accuracy.drop_ci) == (0.0, (0.0, 0.0))
+    assert (test := workbench.run_final(Candidate.of({})).test) is not None
+    assert test.drop_ci == (0.0, 0.0)
+    assert fine.accuracy.drop_ci is not None
+    assert fine.accuracy.drop_ci[0] < fine.accuracy.drop < fine.accuracy.drop_ci[1]
+
+
+def test_a_model_that_changes_from_run_to_run_is_in_doubt_even_of_itself() -> None:
+    workbench = build_workbench(assembler=RandomAssembler())
+    workbench.measure_baseline()
+    drop_ci = workbench.run_trial(Candidate.of({})).accuracy.drop_ci
+    assert drop_ci is not None
+    assert drop_ci[0] < 0.0 < drop_ci[1]
 
 
 def test_the_latency_interval_is_at_least_the_noise_floor() -> None:

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.artifacts import AssembledModel, ModelArtifact
-from autoq.core.choices import Candidate, Choice, Format
+from autoq.core.choices import FLOAT, Candidate, Choice, Format
 from autoq.core.data import Array, Batch, Split
 from autoq.core.errors import TrialError
 from autoq.core.layers import TensorSpec
@@ -97,7 +97,9 @@ class TinyAssembler:
 
     def assemble(self, candidate: Candidate) -> AssembledModel:
         """Return the classifier with rounded weights."""
-        choice = candidate.by_layer["fc"]
+        choice = candidate.by_layer.get("fc", FLOAT)
+        if choice == FLOAT:
+            return AssembledModel(self.float_model(), bundle_bytes=64, storage_only=())
         if choice.format is Format.INT4_WEIGHT:
             raise TrialError("no tensor for fc")
         step = np.float32(np.abs(WEIGHT).max() / 2 ** (choice.weight_bits - 1))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.calibrating import Calibrator, Source, SourceKeys, derive, save_model
+from autoq.calibration.moment_store import MomentStore
 from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_file, digest_json
 from autoq.core.errors import ModelError
@@ -38,9 +39,10 @@ def load_once(home: Home, path: Path) -> FloatModel:
     Raises:
         ModelError: The file cannot be read, or has no layer that can be compressed.
     """
-    if not path.is_file():
+    try:
+        digest = digest_file(path)
+    except OSError:
         return load_float_model(path)  # which says what is wrong
-    digest = digest_file(path)
     known = home.canonical(digest_json([_CANONICAL_REVISION, _VERSIONS, digest]))
     if (kept := _load_canonical(known, home, path.parent)) is not None:
         return kept
@@ -138,7 +140,11 @@ def kept_keys(
         except _BROKEN:
             return None
     keys = SourceKeys(digest, key(digest))
-    return keys if home.model(digest).exists() and home.statistics(keys.statistics_key).exists() else None
+    statistics = home.statistics(keys.statistics_key)
+    is_kept = (
+        home.model(digest).exists() and statistics.exists() and MomentStore.beside(statistics).is_complete
+    )
+    return keys if is_kept else None
 
 
 def _key(model: FloatModel, rewrites: Rewrites, key: Callable[[FloatModel], str]) -> str:

@@ -238,9 +238,10 @@ class Workbench:
 
     def _settled(self, accuracy: Accuracy, model: AssembledModel) -> Accuracy:
         """Leave no doubt where there is none: against itself the float model drops nothing on any data."""
-        baseline = self._baseline
         is_itself = model.artifact.digest == self._float_model.digest
-        if baseline is None or not (is_itself and baseline.is_deterministic) or accuracy.drop_ci is None:
+        is_fixed = self._baseline is not None and self._baseline.is_deterministic
+        # A metric of the user's may still draw numbers of its own.
+        if not (is_itself and is_fixed) or accuracy.drop != 0.0 or accuracy.drop_ci is None:
             return accuracy
         return replace(accuracy, drop_ci=(0.0, 0.0))
 

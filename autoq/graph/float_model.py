@@ -109,7 +109,10 @@ def reload_float_model(path: Path) -> FloatModel:
     Raises:
         ModelError: The file cannot be read.
     """
-    content = path.read_bytes() if path.is_file() else b""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""  # `map_onnx` says what is wrong
     graph, external = map_onnx(path, content)
     if external:
         return _describe(graph, lambda: ModelArtifact(path=path, external=external))

@@ -117,7 +117,12 @@ def test_what_will_be_read_is_named_before_it_is_read(
     assert keys_kept(home, model, rewrites) == SourceKeys.of(source)
 
 
-@pytest.mark.parametrize("damage", [damage_vectors, remove_models])
+def remove_moments(home: Home) -> None:
+    for path in (home.cache / "statistics").glob("*.moments/*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_vectors, remove_models, remove_moments])
 def test_what_is_damaged_is_not_foreseen(model: FloatModel, home: Home, damage: object) -> None:
     assert callable(damage)
     derive_once(home, model, SMOOTH, calibrator(home))
@@ -198,6 +203,19 @@ def test_external_data_that_went_missing_are_told(home: Home, tmp_path: Path) ->
     load_once(home, path)
     path.with_suffix(".data").unlink()
     with pytest.raises(ModelError, match=r"m\.data.* is missing"):
+        load_once(home, path)
+
+
+def test_a_file_that_cannot_be_read_is_told(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "m.onnx")
+
+    def refuse(self: Path, *arguments: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelError, match=r"m\.onnx: not a readable ONNX model: .*Permission denied"):
         load_once(home, path)
 
 

@@ -97,7 +97,7 @@ def _load_external_data(graph: ir.Graph, path: Path, take: _Take) -> None:
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _load_external(value.const_value, path, take)
         elif value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
-            value.const_value = _held(value.const_value)
+            value.const_value = _held(value.const_value, path)
     for node in graph:
         for attribute in list(node.attributes.values()):
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
@@ -105,10 +105,16 @@ def _load_external_data(graph: ir.Graph, path: Path, take: _Take) -> None:
                 node.attributes.add(ir.AttrTensor(attribute.name, tensor))
 
 
-def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _held(tensor: ir.TensorProtocol, path: Path) -> ir.TensorProtocol:
     """Take a tensor's array out of its message, which hands out a copy of it at every look."""
+    try:
+        array = tensor.numpy()
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} does not have the data of its shape: {error}"
+        ) from error
     return ir.Tensor(
-        tensor.numpy(),
+        array,
         dtype=tensor.dtype,
         name=tensor.name,
         doc_string=tensor.doc_string,

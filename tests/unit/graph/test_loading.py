@@ -73,6 +73,16 @@ def test_a_graph_that_is_not_valid_is_refused_with_the_reason(tmp_path: Path) ->
     assert "nobody_writes_this" in refusal(path)
 
 
+@pytest.mark.parametrize("n_bytes", [0, 3, 40])
+def test_a_weight_that_lacks_data_is_refused_by_name(tmp_path: Path, n_bytes: int) -> None:
+    proto = mlp()
+    weight = next(one for one in proto.graph.initializer if one.name == "fc1.weight")
+    weight.raw_data = weight.raw_data[:n_bytes]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert "tensor 'fc1.weight' does not have the data of its shape" in refusal(path)
+
+
 def test_a_model_without_layers_is_refused_with_its_path(tmp_path: Path) -> None:
     proto = mlp()
     del proto.graph.node[1:]

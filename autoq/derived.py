@@ -25,7 +25,7 @@ from autoq.graph.rewriting import Narrow, RewriteVectors
 from autoq.home import Home
 
 _REVISION = 1  # part of every key; raise it when a rewrite computes something else
-_CANONICAL_REVISION = 1  # raise it when a file gives another canonical model than before
+_CANONICAL_REVISION = 2  # raise it when a file gives another canonical model than before
 _PARTS = ("kept", "constants", "equalize", "smooth")
 _MODEL, _EXTERNAL = "model_digest", "external"
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
@@ -46,12 +46,21 @@ def load_once(home: Home, path: Path) -> FloatModel:
     known = home.canonical(digest_json([_CANONICAL_REVISION, _VERSIONS, digest]))
     if (kept := _load_canonical(known, home, path.parent)) is not None:
         return kept
+    external = _external_digests(path)
     model = load_float_model(path)
     save_model(model, home, anew=True)  # what is there may be damaged
-    external = {file.relative_to(path.parent).as_posix(): digest_file(file) for file in map_onnx(path)[1]}
-    if digest_file(path) == digest:  # nobody wrote to it meanwhile
+    if digest_file(path) == digest and _external_digests(path) == external:  # nobody wrote to them meanwhile
         _write_text(known, json.dumps({_MODEL: model.summary.digest, _EXTERNAL: external}))
     return model
+
+
+def _external_digests(path: Path) -> dict[str, str]:
+    """Hash the external data of a model by their names; none of one that cannot be read."""
+    try:
+        files = map_onnx(path)[1]
+        return {file.relative_to(path.parent).as_posix(): digest_file(file) for file in files}
+    except (ModelError, OSError):
+        return {}
 
 
 def _load_canonical(known: Path, home: Home, folder: Path) -> FloatModel | None:

@@ -13,7 +13,7 @@ from typing import Any
 from autoq.core.choices import Candidate
 from autoq.core.errors import TrialOutOfMemory, UserError
 from autoq.core.measurements import Baseline, Latency, Measurement
-from autoq.evaluation.clock import CLOCK_PATH, machine_clock
+from autoq.evaluation.clock import CLOCK_PATH, is_clock_free, machine_clock
 from autoq.evaluation.workbench import FinalFigures, Workbench
 from autoq.execution.worker import ChildProcess
 from autoq.search.outcome import holds
@@ -32,8 +32,8 @@ class TrialLimits:
 class ChildTrialRunner:
     """Measures candidates on a workbench in a child process, which is replaced when it dies.
 
-    It owns the machine's clock for as long as the child works; neither waiting for another search nor
-    starting a child counts against a trial.
+    It owns the machine's clock for as long as the child works, but for what `begin` starts; neither waiting
+    for another search nor starting a child counts against a trial.
     """
 
     def __init__(
@@ -91,8 +91,12 @@ class ChildTrialRunner:
                 self._has_turn = False
 
     def begin(self) -> None:
-        """Let the child get ready, without waiting for it or for the machine."""
-        self._child.begin()
+        """Let the child get ready ahead of the first turn, unless somebody measures on this machine.
+
+        Getting ready may run the float model, where its outputs are no longer kept.
+        """
+        if is_clock_free(self._clock_path):
+            self._child.begin()
 
     def measure_baseline(self) -> Baseline:
         """Score and time the float model, with the A/A control; without a time limit.

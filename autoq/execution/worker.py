@@ -25,6 +25,8 @@ T = TypeVar("T")
 POLL_S = 0.1
 _GOODBYE_S = 2.0
 
+_log = logging.getLogger(__name__)
+
 
 class ChildError(RuntimeError):
     """A bug in the child: its traceback is the message."""
@@ -109,7 +111,10 @@ class ChildProcess(Generic[T]):
         self._process, self._pipe = process, ours
 
     def begin(self) -> None:
-        """Let the child build its object, and do not wait for that; `start` tells what goes wrong."""
+        """Let the child build its object, and wait only until it has taken what to build.
+
+        What goes wrong is `start`'s to tell.
+        """
         self.launch()
         if self._is_begun:
             return
@@ -133,8 +138,11 @@ class ChildProcess(Generic[T]):
         if self._is_built:
             return
         if self._is_begun:
-            with suppress(AutoqError, ChildError):
+            try:
                 self._finish_building()
+            except (AutoqError, ChildError) as error:
+                _log.info("what was built ahead failed, it is built again: %s", error)
+            else:
                 return
         self.begin()
         self._finish_building()

@@ -58,7 +58,7 @@ def _forget_unknown_axes(graph: ir.Graph) -> None:
 
 
 def _is_unknown(size: int | ir.SymbolicDim) -> bool:
-    return size < 0 if isinstance(size, int) else size.value == "?"
+    return size < 0 if isinstance(size, int) else size.value in ("?", "-1")
 
 
 # onnxscript is imported where it works: most processes read models that are canonical already.

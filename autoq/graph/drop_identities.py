@@ -33,7 +33,8 @@ def _drop(node: ir.Node) -> None:
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
     assert node.graph is not None
-    source.shape, source.type = source.shape or output.shape, source.type or output.type
+    source.shape = output.shape if source.shape is None else source.shape
+    source.type = output.type if source.type is None else source.type
     is_result = output.is_graph_output()
     ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
     node.graph.remove(node, safe=True)

@@ -136,7 +136,7 @@ def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel
 
 
 def _why_no_layers(graph: ir.Model) -> str:
-    if _QUANTISED & {node.op_type for node in graph.graph}:
+    if _QUANTISED & {node.op_type for node in graph.graph if node.domain in ("", "com.microsoft")}:
         return "it is quantised already: autoq starts from the float model"
     if any(is_layer(node) for node in graph.graph.all_nodes()):
         return "its layers are in the bodies of If, Loop or Scan, which are left as they are"

@@ -96,13 +96,18 @@ def _load_external_data(graph: ir.Graph, path: Path, take: _Take) -> None:
     for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _load_external(value.const_value, path, take)
-        elif value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+        elif value.const_value is not None and _is_plain(value.const_value.dtype):
             value.const_value = _held(value.const_value, path)
     for node in graph:
         for attribute in list(node.attributes.values()):
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 tensor = _load_external(attribute.value, path, take)
                 node.attributes.add(ir.AttrTensor(attribute.name, tensor))
+
+
+def _is_plain(dtype: ir.DataType) -> bool:
+    """Whether numpy has the type itself: not strings, nor several numbers a byte."""
+    return dtype != ir.DataType.STRING and dtype.itemsize >= 1
 
 
 def _held(tensor: ir.TensorProtocol, path: Path) -> ir.TensorProtocol:

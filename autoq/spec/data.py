@@ -52,7 +52,7 @@ def read_ahead(data: DataSpec) -> Read:
     }
 
     def read(source: NpzSource | PythonSource, where: str) -> Sequence[RawBatch]:
-        return started[where].result() if where in started else read_source(source, where)
+        return started.pop(where).result() if where in started else read_source(source, where)
 
     return read
 

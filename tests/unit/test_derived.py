@@ -16,7 +16,7 @@ from autoq.core.data import Batch, Split
 from autoq.core.errors import ModelError
 from autoq.derived import derive_once, kept_keys, load_once
 from autoq.exporting import Silent
-from autoq.graph.float_model import FloatModel, build_float_model, reload_float_model
+from autoq.graph.float_model import FloatModel, build_float_model, load_float_model, reload_float_model
 from autoq.graph.rewriting import replay_rewrites
 from autoq.home import Home
 from autoq.testing.models import attention, example_feed, mlp
@@ -169,6 +169,23 @@ def test_a_file_that_was_written_to_is_read_anew(home: Home, tmp_path: Path, ext
     assert other.summary.digest != first.summary.digest
     again = load_once(home, save(tmp_path / "m.onnx", external=external))
     assert again.summary.digest == first.summary.digest
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_what_is_written_to_while_it_is_read_is_not_kept(
+    home: Home, tmp_path: Path, external: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "m.onnx", external=external)
+
+    def read_and_export_again(path: Path) -> FloatModel:
+        model = load_float_model(path)
+        save(path, bias=1.0, external=external)
+        return model
+
+    monkeypatch.setattr("autoq.derived.load_float_model", read_and_export_again)
+    load_once(home, path)
+    monkeypatch.undo()
+    assert load_once(home, path).summary == load_float_model(path).summary
 
 
 def remove_known(home: Home) -> None:

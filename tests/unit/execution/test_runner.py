@@ -10,10 +10,12 @@ from tiny_bench import BROKEN, build_workbench, candidate
 
 from autoq.core.errors import TrialCrashed, TrialError, TrialTimeout, UserError
 from autoq.core.measurements import Baseline
+from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.metrics import MetricSpec
 from autoq.evaluation.timing import TimingSettings
 from autoq.evaluation.workbench import Workbench
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
+from autoq.execution.worker import ChildProcess
 
 LIMITS = TrialLimits(timeout_s=30.0, final_timeout_s=30.0, memory_mb=4096.0)
 
@@ -123,6 +125,28 @@ def test_a_baseline_of_an_earlier_session_is_taken_up(start: Callable[..., Child
     runner.restore(Baseline(0.9, 2.0, (1.9, 2.1), 2.2, 100, noise_floor=0.0, test_accuracy=0.9))
     latency = runner.run_trial(candidate(8)).latency
     assert latency.latency_ms == pytest.approx(2.0 / latency.speedup)
+
+
+def test_a_child_that_got_ready_ahead_takes_up_the_baseline_it_is_given_last(
+    start: Callable[..., ChildTrialRunner],
+) -> None:
+    runner = start()
+    for latency_ms in (1.0, 50.0):
+        runner.restore(Baseline(0.9, latency_ms, (latency_ms, latency_ms), latency_ms, 100, noise_floor=0.01))
+        runner.begin()
+    latency = runner.run_trial(candidate(8)).latency
+    assert latency.latency_ms == pytest.approx(50.0 / latency.speedup)
+
+
+def test_nothing_gets_ready_ahead_while_somebody_measures(tmp_path: Path) -> None:
+    child: ChildProcess[Workbench] = ChildProcess()
+    runner = ChildTrialRunner(build_workbench, LIMITS, child=child, clock_path=tmp_path / "clock.lock")
+    with machine_clock(tmp_path / "clock.lock"):
+        runner.begin()
+        assert not child.is_begun
+    runner.begin()
+    assert child.is_begun
+    runner.close()
 
 
 def test_a_float_model_that_does_not_fit_into_memory_is_said_to_be_the_one(

@@ -48,6 +48,9 @@ class InsertQdq(ir.passes.InPlacePass):
         for value in values:
             if value.name in self._plan.domains.quantized:
                 self._quantize(model.graph, value)
+        for node in model.graph:
+            if node.op_type == "Sum" and self._reads_integers(node):
+                node.op_type = "Add"  # which has an integer kernel
         return ir.passes.PassResult(model, modified=bool(self.tensors))
 
     def _quantize(self, graph: ir.Graph, value: ir.Value) -> None:

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common
 from autoq.graph.drop_identities import DropIdentities
 from autoq.graph.fold_batchnorm import FoldBatchNorm
 from autoq.graph.fold_matmul_bias import FoldMatMulBias
+from autoq.graph.keep_norms_apart import KeepNormsApart
 from autoq.graph.naming import NameNodes
 from autoq.graph.quiet import quiet
 from autoq.graph.use_global_pool import UseGlobalPool
@@ -43,6 +44,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     NameNodes()(model)
+    KeepNormsApart()(model)  # after naming: the op keeps the name of an Add
     common.ClearMetadataAndDocStringPass()(model)
     _clear_values(model.graph)
     model.producer_name, model.producer_version = "autoq", None

@@ -19,6 +19,7 @@ _OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *GATES)
 _ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"]}
 _FAMILIES = {
     "Add": OpFamily.ADD,
+    "Sum": OpFamily.ADD,  # of two: assembly writes it as an Add
     "Mul": OpFamily.MUL,
     "Concat": OpFamily.CONCAT,
     "AveragePool": OpFamily.POOL,
@@ -173,6 +174,8 @@ def find_ops(model: ir.Model) -> list[WeightlessOp]:
             continue
         if node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0) != 0:
             continue  # ONNX Runtime's integer kernel averages the last, partial window differently
+        if node.op_type == "Sum" and len(node.inputs) != 2:
+            continue
         if any(constant(value) is not None for value in node.inputs if value is not None):
             continue  # arithmetic with a constant stays float: biases, masks and scales are cheap
         assert node.name is not None

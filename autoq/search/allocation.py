@@ -17,16 +17,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoq.core.choices import Rewrites
 from autoq.search.guide import Floats, Guide, Stitch
 from autoq.search.latency_model import Prices
-
-if TYPE_CHECKING:
-    from scipy.sparse import csc_array
+from autoq.search.relaxation import Entries, Relaxation
 
 _THRIFT = 1e-3  # of latency and bytes against sensitivity: what costs nothing to save is saved
 _MAX_PER_KERNEL = 12
@@ -79,35 +76,31 @@ class Allocator:
         return self._prices.borders.reshape(-1)
 
     @cached_property
-    def _program(self) -> tuple[csc_array, Floats, Floats]:
-        """All rows, their lower bounds, and the upper ones of all but the last two: latency and bytes."""
-        from scipy.sparse import coo_array, csc_array, vstack
-
+    def _relaxation(self) -> Relaxation:
+        """One option a slot, conversions of either way, and in the last two rows latency and bytes."""
         n, names = len(self._kept), {slot.name: at for at, slot in enumerate(self._guide.usual)}
-        pairs = [(names[one.writer], names[one.reader]) for one in self._guide.borders]
-        width = n + 2 * len(pairs)
-        slots = np.array([slot for slot, _ in self._kept])
-        integer = np.array([self._guide.integer[slot][option] for slot, option in self._kept], np.bool_)
-        rows: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
-        for border, (writer, reader) in enumerate(pairs):
-            for row, sign in ((2 * border, -1.0), (2 * border + 1, 1.0)):  # quantised, dequantised
-                terms = [(n + row, -1.0)]
-                for slot, direction in ((writer, sign), (reader, -sign)):
-                    terms += [(int(at), direction) for at in np.flatnonzero((slots == slot) & integer)]
-                rows += [row] * len(terms)
-                columns += [column for column, _ in terms]
-                values += [value for _, value in terms]
-        parts = [
-            coo_array((np.ones(n), (slots, np.arange(n))), shape=(self._n_slots, width)),
-            coo_array((values, (rows, columns)), shape=(2 * len(pairs), width)),
-            coo_array(np.concatenate((self._latency, self._border_prices))[None]),
-            coo_array(np.concatenate((self._bytes, np.zeros(width - n)))[None] / self._byte_unit),
-        ]
-        lower = np.concatenate((np.ones(self._n_slots), np.full(2 * len(pairs) + 2, -np.inf)))
-        upper = np.concatenate((np.ones(self._n_slots), np.zeros(2 * len(pairs))))
-        return csc_array(vstack(parts)), lower, upper
+        integer: list[list[int]] = [[] for _ in range(self._n_slots)]
+        entries = Entries()
+        for column, (slot, option) in enumerate(self._kept):
+            entries.add(slot, column, 1.0)
+            if self._guide.integer[slot][option]:
+                integer[slot].append(column)
+        row = self._n_slots
+        for border in self._guide.borders:
+            for sign in (-1.0, 1.0):  # quantised, dequantised
+                entries.add(row, n + row - self._n_slots, -1.0)
+                for slot, direction in ((names[border.writer], sign), (names[border.reader], -sign)):
+                    for column in integer[slot]:
+                        entries.add(row, column, direction)
+                row += 1
+        for column, value in enumerate((*self._latency, *self._border_prices)):
+            entries.add(row, column, value)
+        for column, value in enumerate(self._bytes):
+            entries.add(row + 1, column, value / self._byte_unit)
+        n_conversions = row - self._n_slots
+        lower = np.concatenate((np.ones(self._n_slots), np.full(n_conversions + 2, -np.inf)))
+        upper = np.concatenate((np.ones(self._n_slots), np.zeros(n_conversions), np.full(2, np.inf)))
+        return Relaxation(entries, lower, upper, n + n_conversions)
 
     @property
     def _byte_unit(self) -> float:
@@ -173,19 +166,17 @@ class Allocator:
 
     def _solve(self, goal: Floats, limits: Floats) -> tuple[Floats, Stitch | None]:
         """Solve the relaxation, and round it; return what it takes of latency and bytes too."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        matrix, lower, upper = self._program
-        rows = LinearConstraint(matrix, lower, np.concatenate((upper, limits)))
-        found = milp(goal, constraints=rows, bounds=Bounds(0.0, 1.0))
-        if found.x is None:
+        found = self._relaxation.solve(goal, limits)
+        if found is None:
             return np.zeros(2), None
         options = [0] * self._n_slots
         best = np.full(self._n_slots, -1.0)
-        for value, (slot, option) in zip(found.x, self._kept, strict=False):  # borders come after them
+        for value, (slot, option) in zip(found, self._kept, strict=False):  # borders come after them
             if value > best[slot]:
                 best[slot], options[slot] = value, option
-        return (matrix @ found.x)[-2:], Stitch(self._rewrites, tuple(options))
+        latency = found @ np.concatenate((self._latency, self._border_prices))
+        n_bytes = found[: len(self._kept)] @ np.array(self._bytes) / self._byte_unit
+        return np.array([latency, n_bytes]), Stitch(self._rewrites, tuple(options))
 
 
 def worth_having(kernels: Sequence[str], costs: Floats, n_bytes: Floats) -> list[int]:

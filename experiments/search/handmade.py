@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from quality import time_afresh
 from searches import SharingApp, runs_of
 
 from autoq.calibrating import open_stitchers
+from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Candidate, Choice, Rewrites
 from autoq.core.fronts import front_rows
 from autoq.evaluation.accuracy import SplitScorer
@@ -24,6 +26,7 @@ from autoq.spec.loading import load_spec
 MODEL = "minilm"
 EQUAL = 0.002  # of agreement: so much less counts as equal
 MIN_SPEED = 1.1
+AS_GIVEN = "float, as given"
 STRETCH = ((0.95, 1.7), (0.92, 2.0))  # agreement, speed-up
 DYNAMIC = Choice.of("int8_dynamic", rounding="gptq")
 WEIGHT_ONLY = Choice.of("int8_weight", granularity="block128", rounding="gptq")
@@ -46,7 +49,10 @@ def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
         session = ready.target.open(stitchers.assemble(candidate).artifact)
         agreement[name] = float(scorer.score(session).accuracy.value)
         session.close()
-    ratios = time_afresh(app, spec, {**rows, **found})
+    # The float model too is one that canonicalisation has made faster.
+    given = {AS_GIVEN: Candidate.of({})}
+    by_hand_alone = dict.fromkeys((*rows, *given), with_joint_norms)
+    ratios = time_afresh(app, spec, {**given, **rows, **found}, by_hand_alone)
     points = [(agreement[digest], 1 / ratios[digest], digest) for digest in found]
     table = []
     for name in rows:
@@ -63,8 +69,10 @@ def handmade(app: SharingApp, bench: Path) -> dict[str, Any]:
             }
         )
         print(f"  {name}: {agreement[name]:.4f} at {1 / ratios[name]:.2f}x; guided {best}", flush=True)
+    print(f"  {AS_GIVEN}: {1 / ratios[AS_GIVEN]:.3f}x", flush=True)
     return {
         "rows": table,
+        "speedup_as_given": 1 / ratios[AS_GIVEN],
         "points": [{"agreement": a, "speedup": s} for a, s, _ in sorted(points)],
         "bars": _bars(table, points),
     }
@@ -92,6 +100,16 @@ def _bars(table: list[dict[str, Any]], points: list[tuple[float, float, str]]) -
             }
         )
     return bars
+
+
+def with_joint_norms(artifact: ModelArtifact) -> ModelArtifact:
+    """Undo what canonicalisation does for norms: whoever works by hand lets the runtime join them."""
+    assert artifact.content is not None
+    model = onnx.load_from_string(artifact.content)
+    for node in model.graph.node:
+        if node.op_type == "Sum" and len(node.input) == 2:
+            node.op_type = "Add"
+    return ModelArtifact.from_bytes(model.SerializeToString())
 
 
 def by_hand(app: SharingApp, matmuls: list[str]) -> dict[str, Candidate]:

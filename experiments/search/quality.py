@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from searches import Run, SharingApp, run_search, runs_of
 
 from autoq.calibrating import open_stitchers
+from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Candidate
 from autoq.core.fronts import front_rows
 from autoq.core.hypervolume import hypervolume
@@ -157,8 +158,20 @@ def _bars(rows: Sequence[Mapping[str, Any]], model: str) -> list[dict[str, Any]]
     ]
 
 
-def time_afresh(app: SharingApp, spec: SearchSpec, candidates: Mapping[str, Candidate]) -> dict[str, float]:
-    """Latency of each candidate as a ratio to the float model, interleaved with it, in one process."""
+def time_afresh(
+    app: SharingApp,
+    spec: SearchSpec,
+    candidates: Mapping[str, Candidate],
+    edits: Mapping[str, Callable[[ModelArtifact], ModelArtifact]] | None = None,
+) -> dict[str, float]:
+    """Latency of each candidate as a ratio to the float model, interleaved with it, in one process.
+
+    Args:
+        app: Whose home has the statistics and variants.
+        spec: Of any search of the model.
+        candidates: By the name that their ratio gets.
+        edits: What is done to the assembled model of some of them.
+    """
     ready = prepare(spec, app.home, Silent())
     sources = prepare_sources(ready, app.home, Silent())
     keys = keys_of(sources)
@@ -170,7 +183,9 @@ def time_afresh(app: SharingApp, spec: SearchSpec, candidates: Mapping[str, Cand
     with machine_clock():
         for seed in range(N_PASSES):
             for digest in generator.permutation(list(candidates)):
-                session = ready.target.open(stitchers.assemble(candidates[digest]).artifact)
+                artifact = stitchers.assemble(candidates[digest]).artifact
+                edit = (edits or {}).get(digest)
+                session = ready.target.open(artifact if edit is None else edit(artifact))
                 ratio = measure_latency(session, floats, feeds, EFFORT, seed=seed)
                 ratios[digest].append(ratio.log_ratio.exp().value)
                 session.close()

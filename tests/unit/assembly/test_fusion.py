@@ -148,8 +148,57 @@ def test_transformers_multiply_integers_and_keep_norms_float(bench_of: BenchOf) 
     assert ops["MatMulIntegerToFloat"] == 6
     assert ops["QLinearMatMul"] == 2
     assert ops["QLinearSoftmax"] == 1
-    assert ops["SkipLayerNormalization"] + ops["LayerNormalization"] == 2
+    assert (ops["SkipLayerNormalization"], ops["LayerNormalization"]) == (0, 2)
     assert not {"MatMul", "FusedMatMul", "Gemm"} & set(ops)
+
+
+def spelt_out_norm() -> onnx.ModelProto:
+    """A residual Add and the norm after it in the operators of opsets before 17."""
+    net = GraphBuilder()
+    hidden = net.input("hidden", "batch", "length", 32)
+    x = net.node("Add", net.linear(hidden, "dense", 32, 32), hidden)
+    centred = net.node("Sub", x, net.node("ReduceMean", x, net.constant("axes", [-1], np.int64)))
+    square = net.node("Pow", centred, net.constant("two", 2.0))
+    variance = net.node("ReduceMean", square, net.constant("axes2", [-1], np.int64))
+    deviation = net.node("Sqrt", net.node("Add", variance, net.constant("epsilon", 1e-5)))
+    scaled = net.node("Mul", net.node("Div", centred, deviation), net.bias("gamma", 32))
+    return net.build(encoded=(net.node("Add", scaled, net.bias("beta", 32)), ("batch", "length", 32)))
+
+
+@pytest.mark.parametrize(("build", "n_norms"), [(attention, 2), (spelt_out_norm, 1)])
+def test_a_residual_add_is_not_joined_with_the_norm_after_it(
+    bench_of: BenchOf, build: Callable[[], onnx.ModelProto], n_norms: int
+) -> None:
+    """The joint kernel takes several times as long as both apart."""
+    bench = bench_of(build)
+    for candidate in (bench.uniform(FLOAT), bench.uniform(Choice.of("int8_dynamic"))):
+        ops = bench.fused_ops(bench.build(candidate))
+        assert (ops["SkipLayerNormalization"], ops["LayerNormalization"], ops["Sum"]) == (0, n_norms, n_norms)
+
+
+def added_before_norm(*, n_branches: int = 2) -> onnx.ModelProto:
+    """Convolutions side by side, their sum, and a norm over its last axis."""
+    net = GraphBuilder()
+    image = net.input("image", "batch", 3, 8, 8)
+    branches = [net.conv(image, f"branch{index}", (3, 8)) for index in range(n_branches)]
+    x = net.node("Add" if n_branches == 2 else "Sum", *branches)
+    norm = net.node("LayerNormalization", x, net.bias("gamma", 8), net.bias("beta", 8), axis=-1)
+    return net.build(logits=(net.classify(norm, 8), ("batch", 10)))
+
+
+def test_an_add_before_a_norm_has_its_integer_kernel_where_that_is_chosen(bench_of: BenchOf) -> None:
+    bench = bench_of(added_before_norm)
+    (name,) = (op.name for op in bench.model.summary.ops if op.op == "Sum")
+    integer = bench.fused_ops(bench.build(bench.uniform(INT8)))
+    assert (integer["QLinearAdd"], integer["Add"], integer["Sum"]) == (1, 0, 0)
+    floating = bench.fused_ops(bench.build(bench.uniform(INT8, but_ops={name: Precision.FLOAT})))
+    assert (floating["QLinearAdd"], floating["Add"], floating["Sum"]) == (0, 0, 1)
+
+
+def test_a_sum_of_three_stays_float(bench_of: BenchOf) -> None:
+    bench = bench_of(lambda: added_before_norm(n_branches=3))
+    ops = bench.fused_ops(bench.build(bench.uniform(INT8)))
+    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["Sum"]) == (3, 0, 1)
 
 
 def test_ops_that_are_chosen_float_stay_float(bench_of: BenchOf) -> None:

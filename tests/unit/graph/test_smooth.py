@@ -134,8 +134,8 @@ def test_a_residual_beside_layers_is_left_alone_and_the_layers_share_one_product
     edited = assert_equal_outputs(attention())
     shared = {source_of(edited, f"attention.{part}") for part in "qkv"}
     assert shared == {"hidden_smoothed"}
-    adds = [node for node in edited.graph if node.op_type == "Add"]
-    assert any(value is not None and value.name == "hidden" for add in adds for value in add.inputs)
+    sums = [node for node in edited.graph if node.op_type == "Sum"]
+    assert any(value is not None and value.name == "hidden" for one in sums for value in one.inputs)
     assert source_of(edited, "mlp.up") == f"{source_of(model.graph, 'mlp.up')}_smoothed"
     copies = [node for node in edited.graph if str(node.name).endswith("_smoothed")]
     assert len(copies) == len([site for site in smoothing_sites(model.graph) if not site.folds])

@@ -138,7 +138,8 @@ def test_conversions_are_worth_avoiding() -> None:
     """One layer alone in int8 gains less than its borders cost; all together gain."""
     guide = chain(4, n_ties=1)
     latency = tuple(np.array([0.2, *([0.15] * 3), *([0.2] * 3)]) for _ in guide.usual)
-    costs = [np.array([0.0, *([1.0] * 3), *([9.0] * 3)]) for _ in guide.usual]
+    # Not all alike: of equal layers the relaxation may take a quarter each.
+    costs = [np.array([0.0, *([1.0 + at / 10] * 3), *([9.0] * 3)]) for at in (2, 0, 3, 1)]
     free = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.zeros((3, 2))), bundle=True)
     dear = Allocator(guide, AS_IT_IS, costs, Prices(0.0, latency, np.full((3, 2), 0.5)), bundle=True)
     budget = Budget(latency=0.6 + 1e-6)
@@ -150,7 +151,7 @@ def test_conversions_are_worth_avoiding() -> None:
         }
     loose = free.solve(Budget(latency=0.75 + 1e-6))
     assert loose is not None
-    assert sum(option != 0 for option in loose.options) == 1
+    assert [option != 0 for option in loose.options] == [False, True, False, False]
 
 
 def test_a_budget_that_nothing_keeps_has_no_solution() -> None:
@@ -219,7 +220,7 @@ def test_budgets_of_the_bundle_and_of_the_file_are_told_apart() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.sampled_from([0.0, 0.1]))
-def test_what_is_reused_for_a_tighter_budget_is_what_solving_for_it_gives(seed: int, border: float) -> None:
+def test_what_is_reused_for_a_tighter_budget_is_as_good_as_solving_for_it(seed: int, border: float) -> None:
     instance = Instance(seed, border=border)
     latencies = [None, *np.quantile(instance.latency_of_all, [0.9, 0.5, 0.2, 0.0])]
     n_bytes = [None, *np.quantile(instance.bytes_of_all, [0.9, 0.5, 0.2, 0.0])]
@@ -235,7 +236,14 @@ def test_what_is_reused_for_a_tighter_budget_is_what_solving_for_it_gives(seed: 
     instance.allocator._solve = counted  # type: ignore[method-assign]
     reused = [instance.allocator.solve(budget) for budget in budgets]
     alone = [Instance(seed, border=border).allocator.solve(budget) for budget in budgets]
-    assert reused == alone
+    over, worse = instance.one_slot
+    for budget, one, other in zip(budgets, reused, alone, strict=True):
+        assert (one is None) == (other is None)
+        if one is None or other is None:
+            continue
+        # Of several optima either may be found, and each is rounded in up to two slots.
+        assert instance.latency(one) <= (np.inf if budget.latency is None else budget.latency) + 2 * over
+        assert instance.cost(one) <= instance.cost(other) + 2 * worse + 1e-6
     assert n_solved < len(budgets)
     assert [instance.allocator.solve(budget) for budget in budgets] == reused
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -166,13 +167,13 @@ def _expected_below(mean: Floats, sd: Floats, level: float) -> Floats:
     return expected
 
 
-def _normal_cdf(z: Floats) -> Floats:
-    from scipy.special import ndtr  # `scipy.stats.norm` takes ten times as long for the same
+# SciPy has these too, and takes a fifth of a second to load: as long as a search may think about a trial.
+_erfc = np.frompyfunc(math.erfc, 1, 1)
 
-    return np.asarray(ndtr(z), np.float64)
+
+def _normal_cdf(z: Floats) -> Floats:
+    return 0.5 * np.asarray(_erfc(-z / math.sqrt(2.0)), np.float64)
 
 
 def _normal_quantile(share: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(share))
+    return NormalDist().inv_cdf(share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import highspy
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +36,17 @@ class Entries:
         return starts.astype(np.int32), (distinct % n_rows).astype(np.int32), values
 
 
+class _Silent(highspy.Highs):
+    """A solver that does not greet on standard output, where one JSON object may have to go."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def enableCallbacks(self) -> None:
+        self.silent()
+        super().enableCallbacks()  # type: ignore[no-untyped-call]
+
+
 class Relaxation:
     """min goal·x over x in [0, 1], lower ≤ Ax ≤ upper. Each solution starts from where the last stood.
 
@@ -44,8 +56,6 @@ class Relaxation:
 
     def __init__(self, entries: Entries, lower: Floats, upper: Floats, n_columns: int) -> None:
         """Lay the program out; infinite bounds are none."""
-        import highspy
-
         starts, rows, values = entries.by_column(len(lower), n_columns)
         program = highspy.HighsLp()
         program.num_row_, program.num_col_ = len(lower), n_columns
@@ -54,11 +64,10 @@ class Relaxation:
         program.col_lower_, program.col_upper_ = np.zeros(n_columns), np.ones(n_columns)
         program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
         program.a_matrix_.start_, program.a_matrix_.index_, program.a_matrix_.value_ = starts, rows, values
-        self._optimal = highspy.HighsModelStatus.kOptimal
-        self._solver = highspy.Highs()  # type: ignore[no-untyped-call]
+        self._solver = _Silent()
         # Presolving takes longer than what is left to do after a change of bounds, and forgets the basis.
-        for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off")):
-            self._solver.setOptionValue(option, value)
+        self._solver.setOptionValue("presolve", "off")
+        self._solver.setOptionValue("threads", 1)
         self._solver.passModel(program)
         self._columns = np.arange(n_columns, dtype=np.int32)
         self._n_rows = len(lower)
@@ -69,6 +78,6 @@ class Relaxation:
         for row, limit in enumerate(limits, self._n_rows - len(limits)):
             self._solver.changeRowBounds(row, -np.inf, float(limit))
         self._solver.run()
-        if self._solver.getModelStatus() != self._optimal:
+        if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         return np.array(self._solver.getSolution().col_value)

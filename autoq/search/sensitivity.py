@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -244,8 +245,6 @@ def _fitted(prior: Floats, measured: Sequence[tuple[Floats, float]]) -> Floats:
     itself and what the probes allow a factor to be: relative to itself alone it would pull a layer that is
     a hundred times as sensitive as others to twice the common factor.
     """
-    from scipy.optimize import nnls  # a quarter of a second: not for a search whose sensitivity is known
-
     prior = np.maximum(prior, 1e-12)
     shares = np.array([errors / max(divergence, _LEAST) for errors, divergence in measured])
     largest = np.max(shares, axis=0) if measured else np.zeros(len(_KINDS))
@@ -253,7 +252,24 @@ def _fitted(prior: Floats, measured: Sequence[tuple[Floats, float]]) -> Floats:
     scale = np.maximum(prior, allowed)
     rows = np.concatenate((np.diag(_PRIOR_WEIGHT / scale), shares.reshape(-1, len(_KINDS))))
     goals = np.concatenate((_PRIOR_WEIGHT * prior / scale, np.ones(len(measured))))
-    return np.asarray(nnls(rows, goals)[0], np.float64)
+    return least_squares_above_zero(rows, goals)
+
+
+def least_squares_above_zero(rows: Floats, goals: Floats) -> Floats:
+    """Minimise |rows·x - goals| over x ≥ 0, for few unknowns: each set of them may be the one above zero.
+
+    `scipy.optimize.nnls` does it for many, and takes as long to load as a search may think about a trial.
+    """
+    n = rows.shape[1]
+    norms = np.maximum(np.sqrt((rows**2).sum(axis=0)), 1e-300)
+    unit = rows / norms
+    gram, right = unit.T @ unit, unit.T @ goals
+    chosen = np.array(list(product((False, True), repeat=n)))
+    systems = gram * (chosen[:, :, None] & chosen[:, None, :]) + np.eye(n) * ~chosen[:, None, :]
+    found = np.linalg.solve(systems, (right * chosen)[:, :, None])[:, :, 0]
+    costs = np.einsum("si,ij,sj->s", found, gram, found) - 2.0 * found @ right
+    costs[(found < 0.0).any(axis=1)] = np.inf
+    return np.asarray(found[np.argmin(costs)] / norms, np.float64)
 
 
 def _op_costs(slots: Sequence[Slot], probes: Sequence[ErrorProbe]) -> dict[str, Floats]:

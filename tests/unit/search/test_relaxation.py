@@ -67,3 +67,9 @@ def test_equal_questions_in_equal_order_have_equal_answers() -> None:
         answers.append([relaxation.solve(goal, np.array([1.2, np.inf])) for goal in goals])
     assert all(one is not None for one in answers[0])
     np.testing.assert_array_equal(*answers)
+
+
+def test_the_solver_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    relaxation = Program(0).build()
+    relaxation.solve(np.ones(N_COLUMNS), np.array([0.0, 0.0]))
+    assert capfd.readouterr() == ("", "")

@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 from small_guides import chain, layer_slot
 
 from autoq.core.choices import AS_IT_IS, Choice, Format, Rewrites
 from autoq.search.guide import ErrorProbe, Guide, Option, Slot
-from autoq.search.sensitivity import MAX_PROBES, offsets, plan_probes, sensitivities, static_everywhere
+from autoq.search.sensitivity import (
+    MAX_PROBES,
+    least_squares_above_zero,
+    offsets,
+    plan_probes,
+    sensitivities,
+    static_everywhere,
+)
 
 KINDS = ("weight", "static", "dynamic")
 EQUALIZED = Rewrites(equalize=True)
@@ -274,3 +282,16 @@ def test_a_group_costs_in_every_float_model_what_it_was_measured_to_cost_in_the_
     costs = sensitivities(probed(guide, drawn_factors(guide), op_cost=0.7))
     assert costs[AS_IT_IS][-1] == pytest.approx([0.0, 0.7])
     assert costs[EQUALIZED][-1].tolist() == costs[AS_IT_IS][-1].tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 5))
+def test_few_unknowns_are_fitted_as_a_library_does_it(seed: int, n_measured: int) -> None:
+    rng = np.random.default_rng(seed)
+    measured = rng.exponential(size=(n_measured, 3)) * (rng.random((n_measured, 3)) < 0.6)
+    scales = 10.0 ** rng.uniform(-6, 6, 3)  # errors of other kinds differ by orders of magnitude
+    rows = np.concatenate((0.1 * np.eye(3), measured)) * scales
+    goals = rng.normal(1.0, 1.0, 3 + n_measured)
+    found, expected = least_squares_above_zero(rows, goals), nnls(rows, goals)[0]
+    assert (found >= 0.0).all()
+    np.testing.assert_allclose(found * scales, expected * scales, atol=1e-9)

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from autoq.assembly.assemble import Stitcher, Stitchers, layer_weights
+from autoq.assembly.plan import OutlierChannels
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
-from autoq.calibration.statistics import Statistics, load_statistics, save_statistics, statistics_key
+from autoq.calibration.statistics import (
+    Statistics,
+    load_channel_maxima,
+    load_statistics,
+    save_statistics,
+    statistics_key,
+)
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
 from autoq.core.data import Split
 from autoq.core.errors import InfrastructureError
@@ -177,11 +184,13 @@ def layer_builders(home: Home, model: FloatModel, statistics_key: str) -> dict[s
     """Return what builds the variants of each layer."""
     moments = MomentStore.beside(home.statistics(statistics_key))
     weights = layer_weights(model)
+    outliers = OutlierChannels(model, lambda: load_channel_maxima(home.statistics(statistics_key)))
     builders = {}
     for layer in model.summary.layers:
         name, key = layer.name, moments.key(layer.name)
         digest = "" if key is None else f"{statistics_key}/{key}"
-        builders[name] = LayerBuilder(layer, weights[name], partial(moments.get, name), digest)
+        load = partial(outliers, name)
+        builders[name] = LayerBuilder(layer, weights[name], partial(moments.get, name), digest, load)
     return builders
 
 

@@ -11,14 +11,14 @@ from autoq.assembly.bundle_estimate import BundleEstimator
 from autoq.assembly.compress_layers import CompressLayers
 from autoq.assembly.insert_qdq import InsertQdq
 from autoq.assembly.local_errors import LocalError, local_error
-from autoq.assembly.plan import Plan, RangeTable, build_plan
+from autoq.assembly.plan import Plan, RangeTable, build_plan, layer_sources
 from autoq.calibration.statistics import Statistics
 from autoq.core.artifacts import AssembledModel, ModelArtifact
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
 from autoq.core.data import Array
 from autoq.core.errors import TrialError
 from autoq.core.layers import Layer
-from autoq.graph.blocks import Block, BlockKind, find_blocks
+from autoq.graph.blocks import Block, find_blocks
 from autoq.graph.float_model import FloatModel, serialize
 from autoq.graph.layers import is_layer, layer_weight, weight_input, weight_parts
 from autoq.graph.values import claim_names
@@ -82,9 +82,8 @@ class Stitcher:
     def local_error(self, layer: str, choice: Choice) -> LocalError:
         """Estimate what a choice does to the output of a layer, without running anything."""
         variant = self._variants.get(layer, WeightChoice.of(choice))
-        return local_error(
-            choice, variant, self._weights[layer], self._sources.get(layer), self._ranges.statistics
-        )
+        source = self._sources.get(layer)
+        return local_error(choice, variant, self._weights[layer], self._layers[layer], source, self._ranges)
 
     def bundle_bytes(self, layer: str, choice: Choice) -> int:
         """Bytes of one layer's tensors in the storage bundle."""
@@ -178,15 +177,8 @@ def build_model(
     claim_names(graph.graph)
     insert = InsertQdq(plan, list(blocks))
     insert(graph)
-    CompressLayers(plan.candidate, variants, insert.tensors, layer_sources(blocks))(graph)
+    CompressLayers(plan, variants, insert.tensors, layer_sources(blocks))(graph)
     return serialize(graph)
-
-
-def layer_sources(blocks: Sequence[Block]) -> dict[str, str]:
-    """Name the float tensor each layer reads; one that reads integers has none."""
-    return {
-        block.name: block.sources[0] for block in blocks if block.kind is BlockKind.LAYER and block.sources
-    }
 
 
 def weight_choices(choices: Mapping[str, Choice]) -> dict[str, WeightChoice]:

@@ -10,10 +10,12 @@ import onnx_ir as ir
 from autoq.assembly.biases import correct_bias
 from autoq.assembly.insert_qdq import QuantizedTensor
 from autoq.assembly.lookups import use_blocked_lookup
+from autoq.assembly.plan import Plan
 from autoq.assembly.products import use_blocked_product, use_dynamic_product, use_static_matmul
 from autoq.assembly.recurrences import use_dynamic_lstm
+from autoq.assembly.split_products import SplitTensor, split_tensor, use_split_product
 from autoq.assembly.weights import add_dequantized, add_grid, add_half, make_room_for_bias
-from autoq.core.choices import Candidate, Choice, Format
+from autoq.core.choices import Choice, Format
 from autoq.core.errors import TrialError
 from autoq.graph.layers import channel_axis, is_layer, weight_parts
 from autoq.graph.values import add_initializer, constant, drop_unused, set_initializer
@@ -28,15 +30,17 @@ class CompressLayers(ir.passes.InPlacePass):
 
     def __init__(
         self,
-        candidate: Candidate,
+        plan: Plan,
         variants: Mapping[str, Variant],
         tensors: Mapping[str, QuantizedTensor],
         sources: Mapping[str, str],
     ) -> None:
-        self._candidate = candidate
+        self._candidate = plan.candidate
+        self._outliers = plan.outliers
         self._variants = variants
         self._tensors = tensors
         self._sources = sources  # layer -> name of the value it reads in the float graph
+        self._split: dict[ir.Value, SplitTensor] = {}  # layers that read one value share what is made of it
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Compress layer by layer, in graph order.
@@ -66,12 +70,22 @@ class CompressLayers(ir.passes.InPlacePass):
             use_blocked_product(model, node, choice, variant)
         elif op in ("Gemm", "MatMul") and fmt is Format.INT8_DYNAMIC:
             use_dynamic_product(model, node, choice, variant)
+        elif op in ("Gemm", "MatMul") and fmt.keeps_outliers:
+            use_split_product(model, node, choice, variant, self._split_input(model.graph, node))
         elif fmt.is_static and str(node.name) in self._sources:
             tensor = self._tensors[self._sources[str(node.name)]]
             write = use_static_matmul if op == "MatMul" else _use_qdq
             write(model, node, choice, variant, tensor)
         else:
             raise TrialError(f"layer {node.name!r} cannot be {fmt}: there is no such kernel for {op}")
+
+    def _split_input(self, graph: ir.Graph, node: ir.Node) -> SplitTensor:
+        source = node.inputs[0]
+        assert source is not None
+        if source not in self._split:
+            outliers = self._outliers[self._sources[str(node.name)]]
+            self._split[source] = split_tensor(graph, node, source, outliers)
+        return self._split[source]
 
 
 def _use_floats(graph: ir.Graph, node: ir.Node, choice: Choice, variant: Variant) -> None:

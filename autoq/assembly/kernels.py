@@ -18,10 +18,10 @@ def put_kernel(
     op_type: str,
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, int | str],
-) -> None:
+) -> ir.Node:
     """Replace a layer, and the bias Add that a MatMul absorbs; weights that nothing else reads go.
 
-    The kernel takes over the name of the layer and the names of what it writes.
+    The kernel, which is returned, takes over the name of the layer and the names of what it writes.
     """
     graph = model.graph
     add = bias_add(node) if node.op_type == "MatMul" else None
@@ -41,6 +41,7 @@ def put_kernel(
     for value in unused:
         drop_unused(graph, value)
     model.opset_imports.setdefault(CONTRIB, 1)
+    return fresh
 
 
 def _attribute(name: str, value: int | str) -> ir.Attr:

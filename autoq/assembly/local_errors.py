@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoq.assembly.plan import RangeTable
 from autoq.calibration.methods import activation_range, rounding_error
 from autoq.calibration.statistics import Statistics
 from autoq.core.choices import Calibration, Choice, Format
 from autoq.core.data import Array
+from autoq.core.layers import Layer
 from autoq.core.quantization import activation_params
 from autoq.variants.variant import Variant
+
+_INPUT_LIMIT = 127  # of the integers that inputs are rounded to
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class LocalError:
 
 
 def local_error(
-    choice: Choice, variant: Variant, weight: Array, source: str | None, statistics: Statistics
+    choice: Choice, variant: Variant, weight: Array, layer: Layer, source: str | None, ranges: RangeTable
 ) -> LocalError:
     """Add up what weights and input of a layer lose.
 
@@ -37,18 +41,43 @@ def local_error(
         choice: Of the layer.
         variant: Its compressed weights.
         weight: Its float weights.
+        layer: The layer.
         source: Name of the tensor it reads.
-        statistics: Holds that tensor's histogram.
+        ranges: Knows that tensor's histogram, and its outliers.
+
+    Raises:
+        TrialError: The choice keeps outliers, and the calibration pass has not seen them.
     """
-    return LocalError(
-        variant.error,
-        _activation_error(choice, source, statistics) * float(np.square(weight, dtype=np.float64).sum()),
-        variant.energy,
-    )
+    noise = _input_noise(choice, layer, source, ranges)
+    energy = np.square(weight, dtype=np.float64)
+    if noise.ndim:
+        energy = energy.sum(axis=layer.channel_axis)
+    return LocalError(variant.error, float((noise * energy).sum()), variant.energy)
+
+
+def _input_noise(choice: Choice, layer: Layer, source: str | None, ranges: RangeTable) -> Array:
+    """Mean squared error of an input value, () or (channels,); errors of inputs are taken to be independent."""
+    fmt = choice.format
+    if fmt.keeps_outliers and source is not None:
+        outliers = ranges.outliers(source)
+        # No other channel was seen outside the range: nothing is clipped.
+        noise = np.full(layer.weight_shape[1 - layer.channel_axis], outliers.params.scale**2 / 12.0)
+        noise[list(outliers.channels)] = 0.0
+        return noise
+    maxima = None if source is None else ranges.statistics.channel_maxima.get(source)
+    if fmt.is_weight_only and layer.is_matmul and maxima is not None:
+        return _block_noise(maxima, choice.granularity.block_size or len(maxima))
+    return np.array(_activation_error(choice, source, ranges.statistics))
+
+
+def _block_noise(maxima: Array, block_size: int) -> Array:
+    """What kernels of blocked weights add: they round each row of inputs to 8 bits, block by block."""
+    blocks = np.pad(maxima.astype(np.float64), (0, -len(maxima) % block_size)).reshape(-1, block_size)
+    steps = np.repeat(blocks.max(axis=1), block_size)[: len(maxima)] / _INPUT_LIMIT
+    return np.asarray(steps**2 / 12.0)
 
 
 def _activation_error(choice: Choice, source: str | None, statistics: Statistics) -> float:
-    """Mean squared error of one input value: errors of different inputs are taken to be independent."""
     summary = None if source is None else statistics.tensors.get(source)
     if summary is None:
         return 0.0

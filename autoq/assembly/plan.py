@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from autoq.assembly.domains import Domains, Style, decide_domains
 from autoq.calibration.methods import Range, activation_range
+from autoq.calibration.outliers import Outliers, find_outliers, outlier_channels
 from autoq.calibration.statistics import Statistics
-from autoq.core.choices import Candidate
+from autoq.calibration.summaries import TensorSummary
+from autoq.core.choices import FLOAT, Candidate
 from autoq.core.errors import TrialError
 from autoq.core.quantization import ActivationParams, activation_params
-from autoq.graph.blocks import Block
+from autoq.graph.blocks import Block, BlockKind, find_blocks
+from autoq.graph.float_model import FloatModel
+
+Maxima = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Plan:
     candidate: Candidate
     domains: Domains
     params: Mapping[str, ActivationParams]  # by root value
+    outliers: Mapping[str, Outliers] = field(default_factory=dict)  # by value that is split
 
 
 class RangeTable:
@@ -31,6 +39,7 @@ class RangeTable:
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics
         self._known: dict[tuple[str, Style], Range] = {}
+        self._outliers: dict[str, Outliers] = {}
 
     def __call__(self, value: str, style: Style) -> Range:
         """Return the range of a tensor.
@@ -40,11 +49,56 @@ class RangeTable:
         """
         key = (value, style)
         if key not in self._known:
-            summary = self.statistics.tensors.get(value)
-            if summary is None:
-                raise TrialError(f"no statistics for tensor {value!r}")
-            self._known[key] = activation_range(summary, style.calibration)
+            self._known[key] = activation_range(self._summary(value), style.calibration)
         return self._known[key]
+
+    def outliers(self, value: str) -> Outliers:
+        """Return the channels of a tensor that stay float where its reader keeps outliers.
+
+        Raises:
+            TrialError: The calibration pass has not seen it.
+        """
+        if value not in self._outliers:
+            maxima = self.statistics.channel_maxima.get(value)
+            if maxima is None:
+                raise TrialError(f"no statistics for the channels of tensor {value!r}")
+            self._outliers[value] = find_outliers(self._summary(value), maxima)
+        return self._outliers[value]
+
+    def _summary(self, value: str) -> TensorSummary:
+        summary = self.statistics.tensors.get(value)
+        if summary is None:
+            raise TrialError(f"no statistics for tensor {value!r}")
+        return summary
+
+
+class OutlierChannels:
+    """Channels that stay float where a layer keeps outliers; looked up when the first layer asks."""
+
+    def __init__(self, model: FloatModel, load_maxima: Callable[[], Mapping[str, Maxima]]) -> None:
+        """Remember where things come from.
+
+        Args:
+            model: The float model.
+            load_maxima: Gives the largest magnitudes of every tensor that a layer reads, by channel.
+        """
+        self._model, self._load_maxima = model, load_maxima
+
+    def __call__(self, layer: str) -> tuple[int, ...]:
+        """Return the channels of a layer's input; none where nothing is known of it."""
+        sources, maxima = self._known
+        return outlier_channels(maxima[sources[layer]]) if sources.get(layer) in maxima else ()
+
+    @cached_property
+    def _known(self) -> tuple[dict[str, str], Mapping[str, Maxima]]:
+        return layer_sources(find_blocks(self._model.graph)), self._load_maxima()
+
+
+def layer_sources(blocks: Sequence[Block]) -> dict[str, str]:
+    """Name the float tensor each layer reads; one that reads integers has none."""
+    return {
+        block.name: block.sources[0] for block in blocks if block.kind is BlockKind.LAYER and block.sources
+    }
 
 
 def build_plan(blocks: Sequence[Block], candidate: Candidate, ranges: RangeTable) -> Plan:
@@ -56,14 +110,28 @@ def build_plan(blocks: Sequence[Block], candidate: Candidate, ranges: RangeTable
         low, high = ranges(root, style)
         fitted = activation_params(low, high, signed=style.signed)
         params[root] = _keep_below(fitted, bounds.get(root))
-    return Plan(candidate, domains, params)
+    outliers = {value: ranges.outliers(value) for value in split_values(blocks, candidate)}
+    return Plan(candidate, domains, params, outliers)
 
 
 def restore_plan(
-    blocks: Sequence[Block], candidate: Candidate, params: Mapping[str, ActivationParams]
+    blocks: Sequence[Block],
+    candidate: Candidate,
+    params: Mapping[str, ActivationParams],
+    outliers: Mapping[str, Outliers],
 ) -> Plan:
     """Rebuild a plan from stored parameters, without statistics."""
-    return Plan(candidate, decide_domains(blocks, candidate), params)
+    return Plan(candidate, decide_domains(blocks, candidate), params, outliers)
+
+
+def split_values(blocks: Sequence[Block], candidate: Candidate) -> list[str]:
+    """Name the tensors whose outliers some layer keeps, each once, in graph order."""
+    found = {
+        source: None
+        for layer, source in layer_sources(blocks).items()
+        if candidate.by_layer.get(layer, FLOAT).format.keeps_outliers
+    }
+    return list(found)
 
 
 def _upper_bounds(blocks: Sequence[Block], domains: Domains) -> dict[str, float]:

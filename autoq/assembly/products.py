@@ -26,7 +26,7 @@ def use_static_matmul(
     Fusing it from Q/DQ depends on rank and static shapes: MatMul and Add of static shape become a
     float Gemm first.
     """
-    grid, scales, zeros = _product_weights(model, node, choice, variant)
+    grid, scales, zeros = product_weights(model, node, choice, variant)
     bias = product_bias(model.graph, node, variant.correction)
     inputs = [tensor.integers, grid, tensor.scale, scales, tensor.zero_point, zeros, bias]
     put_kernel(model, node, "MatMulIntegerToFloat", inputs, {})
@@ -34,7 +34,7 @@ def use_static_matmul(
 
 def use_dynamic_product(model: ir.Model, node: ir.Node, choice: Choice, variant: Variant) -> None:
     """Write DynamicQuantizeMatMul, with the bias as its input."""
-    grid, scales, zeros = _product_weights(model, node, choice, variant)
+    grid, scales, zeros = product_weights(model, node, choice, variant)
     bias = product_bias(model.graph, node, variant.correction)
     put_kernel(model, node, "DynamicQuantizeMatMul", [node.inputs[0], grid, scales, zeros, bias], {})
 
@@ -46,7 +46,7 @@ def use_blocked_product(model: ir.Model, node: ir.Node, choice: Choice, variant:
     block_size = variant.weights.shape[1] // n_blocks
     bits = choice.format.container_bits
     packed = pack_unsigned(variant.weights, bits).reshape(n_rows, n_blocks, block_size * bits // 8)
-    name = _weight_name(node)
+    name = weight_name(node)
     weights = add_initializer(graph, f"{name}_packed", packed)
     scales = add_initializer(graph, f"{name}_scales", variant.scales.reshape(n_rows, n_blocks))
     attributes = {"K": _n_inputs(node), "N": n_rows, "bits": bits, "block_size": block_size}
@@ -55,21 +55,22 @@ def use_blocked_product(model: ir.Model, node: ir.Node, choice: Choice, variant:
     put_kernel(model, node, "MatMulNBits", inputs, {**attributes, "accuracy_level": 4})
 
 
-def _product_weights(
+def product_weights(
     model: ir.Model, node: ir.Node, choice: Choice, variant: Variant
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Weights as (inputs, outputs), with scales and zero points, for kernels that multiply from the right."""
+    """Add weights as (inputs, outputs), scales and zero points, for kernels that multiply from the right."""
     weight: npt.NDArray[Any] = variant.weights
     if channel_axis(node) == 0:
         weight = np.ascontiguousarray(weight.T)
-    name = _weight_name(node)
+    name = weight_name(node)
     grid = add_grid(model, node, f"{name}_quantized", weight, choice.stored_bits)
     scales = add_initializer(model.graph, f"{name}_scale", variant.scales)
     zeros = add_initializer(model.graph, f"{name}_zero_point", np.zeros(variant.scales.shape, np.int8))
     return grid, scales, zeros
 
 
-def _weight_name(node: ir.Node) -> str:
+def weight_name(node: ir.Node) -> str:
+    """Name that what replaces a layer's weight is called after."""
     return str(node.inputs[1].name) if node.inputs[1] is not None else str(node.name)
 
 

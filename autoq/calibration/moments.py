@@ -58,6 +58,22 @@ class Moments:
             for first, second in zip(*self.halves, strict=True)
         )
 
+    def without(self, columns: npt.NDArray[np.int64]) -> Moments:
+        """Return the moments of the same inputs with some columns always zero."""
+
+        def cleared(half: tuple[Floats, ...]) -> tuple[Floats, ...]:
+            blocks = []
+            for span, block in zip(self.blocks, half, strict=True):
+                inside = columns[(columns >= span.start) & (columns < span.stop)] - span.start
+                copy = block.copy()
+                copy[:, inside, :], copy[:, :, inside] = 0.0, 0.0
+                blocks.append(copy)
+            return tuple(blocks)
+
+        mean = self.mean.copy()
+        mean[:, columns] = 0.0
+        return Moments((cleared(self.halves[0]), cleared(self.halves[1])), mean, self.n_rows)
+
 
 def column_blocks(
     columns: int, *, whole: int = WHOLE_COLUMNS, widest: int = _BLOCK_COLUMNS

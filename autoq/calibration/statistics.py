@@ -16,6 +16,7 @@ import numpy.typing as npt
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.digests import digest_json
 
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
 ALGORITHM_VERSION = 3  # part of every cache key; raise it when a stored figure changes its meaning
 
 
@@ -67,6 +68,15 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     temporary.replace(path)
 
 
+def load_channel_maxima(path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Read that part of cached statistics alone; empty where there are none, or broken ones."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return _channel_maxima(file)
+    except _BROKEN:
+        return {}
+
+
 def load_statistics(path: Path) -> Statistics | None:
     """Read cached statistics; a missing or broken file is a miss, not an error."""
     try:
@@ -79,9 +89,12 @@ def load_statistics(path: Path) -> Statistics | None:
                 str(name): TensorSummary(float(low), float(high), int(exponent), counts)
                 for name, low, high, exponent, counts in columns
             }
-            stops = np.cumsum(file["maxima_sizes"])[:-1]
-            names = [str(name) for name in file["maxima_names"]]
-            maxima = dict(zip(names, np.split(file["maxima"], stops), strict=False))
-            return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]), maxima)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]), _channel_maxima(file))
+    except _BROKEN:
         return None
+
+
+def _channel_maxima(file: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
+    stops = np.cumsum(file["maxima_sizes"])[:-1]
+    names = [str(name) for name in file["maxima_names"]]
+    return dict(zip(names, np.split(file["maxima"], stops), strict=False))

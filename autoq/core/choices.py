@@ -21,6 +21,7 @@ class Format(StrEnum):
     FP16 = "fp16"  # weights stored in half the bytes, computed in float32
     INT8 = "int8"  # static: u8 activations x s8 weights
     INT8_S8 = "int8_s8"  # static: s8 activations x s8 weights
+    INT8_OUTLIER = "int8_outlier"  # static, but for the few input channels of the largest values: float
     INT8_DYNAMIC = "int8_dynamic"  # activations quantised at run time, one scale a batch
     INT8_WEIGHT = "int8_weight"  # weight-only, blocks
     INT4_WEIGHT = "int4_weight"  # weight-only, blocks
@@ -34,6 +35,14 @@ class Format(StrEnum):
     def is_static(self) -> bool:
         """Whether activations are quantised with ranges fixed by calibration."""
         return self in (Format.INT8, Format.INT8_S8)
+
+    @property
+    def keeps_outliers(self) -> bool:
+        """Whether input channels of large values are multiplied in float, beside all others in int8.
+
+        The layer takes floats and gives floats: it quantises its input itself, over a range of its own.
+        """
+        return self is Format.INT8_OUTLIER
 
     @property
     def is_weight_only(self) -> bool:

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from autoq.assembly.assemble import build_model, layer_weights, weight_choices
-from autoq.assembly.plan import Plan, restore_plan
+from autoq.assembly.plan import Plan, layer_sources, restore_plan, split_values
+from autoq.calibration.outliers import Outliers
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import FLOAT, Candidate
 from autoq.core.errors import ModelError, UserError
@@ -49,6 +50,7 @@ class Recipe:
     weight_scales: Tensors  # by quantised layer
     corrections: Tensors  # of biases, by layer that has one
     weights: Tensors  # by layer: those that the float weights alone do not tell
+    outliers: Mapping[str, Outliers]  # by tensor that is split
     vectors: RewriteVectors  # of a narrowed model also the units kept, and what was refitted
 
 
@@ -72,6 +74,7 @@ def build_recipe(model: FloatModel, ingredients: Ingredients, deployed: ModelArt
         activations=plan.params,
         weight_scales={name: one.scales for name, one in variants.items() if one.scales.size},
         corrections={name: one.correction for name, one in variants.items() if one.correction.size},
+        outliers=plan.outliers,
         weights={name: one.weights for name, one in variants.items() if not choices[name].is_plain},
         vectors=ingredients.vectors,
     )
@@ -90,10 +93,12 @@ def apply_recipe(recipe: Recipe, model: FloatModel) -> ModelArtifact:
         )
     model = replay_rewrites(model, recipe.vectors)
     blocks = find_blocks(model.graph)
-    plan = restore_plan(blocks, recipe.candidate, recipe.activations)
+    plan = restore_plan(blocks, recipe.candidate, recipe.activations, recipe.outliers)
     missing = sorted(set(plan.domains.styles) - set(recipe.activations))
+    missing += sorted(set(split_values(blocks, recipe.candidate)) - set(recipe.outliers))
     if missing:
         raise ModelError(f"the recipe lacks the scale of tensor {missing[0]!r}")
+    _check_channels(recipe, model, layer_sources(blocks))
     artifact = build_model(model, blocks, plan, _variants(recipe, model))
     if artifact.digest != recipe.model_digest:
         raise ModelError(
@@ -101,6 +106,20 @@ def apply_recipe(recipe: Recipe, model: FloatModel) -> ModelArtifact:
             hint="another version of autoq or onnx-ir? manifest.json names those of the export",
         )
     return artifact
+
+
+def _check_channels(recipe: Recipe, model: FloatModel, sources: Mapping[str, str]) -> None:
+    """Refuse outliers that a layer does not have.
+
+    Raises:
+        ModelError: The recipe names channels beyond a layer's inputs.
+    """
+    for layer in model.summary.layers:
+        source = sources.get(layer.name)
+        if source is not None and recipe.candidate.by_layer.get(layer.name, FLOAT).format.keeps_outliers:
+            n_inputs = layer.weight_shape[1 - layer.channel_axis] if layer.is_matmul else 0
+            if not all(0 <= channel < n_inputs for channel in recipe.outliers[source].channels):
+                raise ModelError(f"the recipe's outliers are no inputs of layer {layer.name!r}")
 
 
 def _variants(recipe: Recipe, model: FloatModel) -> dict[str, Variant]:
@@ -177,6 +196,10 @@ def _tensors(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
         tensors[f"scale/{name}"] = np.array([params.scale], np.float32)
         dtype = np.int8 if params.signed else np.uint8
         tensors[f"zero_point/{name}"] = np.array([params.zero_point], dtype)
+    for name, split in recipe.outliers.items():
+        tensors[f"outlier_channels/{name}"] = np.array(split.channels, np.int64)
+        tensors[f"rest_scale/{name}"] = np.array([split.params.scale], np.float32)
+        tensors[f"rest_zero_point/{name}"] = np.array([split.params.zero_point], split.params.dtype)
     for name, scales in recipe.weight_scales.items():
         tensors[f"weight/{name}"] = np.asarray(scales, order="C")
     for kind, mapping in _by_kind(recipe).items():
@@ -199,15 +222,6 @@ def _by_kind(recipe: Recipe) -> dict[str, Tensors]:
 def _from_files(
     candidate: Candidate, content: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
 ) -> Recipe:
-    activations = {}
-    for key, zero in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind == "zero_point":
-            scale = float(tensors[f"scale/{name}"][0])
-            if not (np.isfinite(scale) and scale > 0.0):
-                raise ValueError(f"the scale of {name} is {scale}")
-            activations[name] = ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)
-
     def named(kind: str) -> Tensors:
         return {key.partition("/")[2]: one for key, one in tensors.items() if key.startswith(f"{kind}/")}
 
@@ -215,9 +229,25 @@ def _from_files(
         candidate=candidate,
         float_digest=str(content["float_digest"]),
         model_digest=str(content["model_digest"]),
-        activations=activations,
+        activations={name: _params(tensors, name) for name in named("zero_point")},
         weight_scales=named("weight"),
         corrections=named("correction"),
+        outliers={
+            name: Outliers(tuple(map(int, channels)), _params(tensors, name, "rest_"))
+            for name, channels in named("outlier_channels").items()
+        },
         weights=named("weights"),
         vectors=RewriteVectors(named("kept"), named("narrowed"), named("equalize"), named("smooth")),
     )
+
+
+def _params(tensors: Tensors, name: str, prefix: str = "") -> ActivationParams:
+    """Read scale and zero point of one tensor.
+
+    Raises:
+        ValueError: The scale is none.
+    """
+    scale, zero = float(tensors[f"{prefix}scale/{name}"][0]), tensors[f"{prefix}zero_point/{name}"]
+    if not (np.isfinite(scale) and scale > 0.0):
+        raise ValueError(f"the scale of {name} is {scale}")
+    return ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)

@@ -17,7 +17,7 @@ _MOST_MEMBERS = 16  # columns that can still be read
 _NATIVE_MARK = "native"
 # 20 dB is 1 % noise, 30 dB 0.1 %; below 10 dB little of the layer is left, beyond 50 dB nobody can tell.
 _DB_STEPS = (10.0, 20.0, 30.0, 40.0, 50.0)
-_SUFFIXES = {"int8_dynamic": "d", "int8_weight": "w", "int4_weight": "w", "int8_s8": "s"}
+_SUFFIXES = {"int8_outlier": "o", "int8_dynamic": "d", "int8_weight": "w", "int4_weight": "w", "int8_s8": "s"}
 
 
 def layer_map(outcome: Outcome, facts: Sequence[LayerFacts]) -> Chart | Missing:

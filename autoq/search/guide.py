@@ -39,6 +39,10 @@ class Option:
         fmt = self.what.format
         if fmt.is_static:
             return "static"
+        if fmt.keeps_outliers:
+            return "outlier"
+        if fmt.is_weight_only and self.activation_error > 0.0:
+            return "block"
         return "dynamic" if fmt is Format.INT8_DYNAMIC else "weight"
 
     def to_json(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ _TYPICAL = {
     "fp16": 1.0,
     "int8": 0.3,
     "int8_s8": 0.5,
+    "int8_outlier": 0.4,
     "int8_dynamic": 0.45,
     "int8_weight": 0.75,
     "int4_weight": 0.75,

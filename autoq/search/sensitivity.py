@@ -24,7 +24,7 @@ _PRIOR_WEIGHT = 0.1  # of the common factor, against a measured divergence
 _LEAST = 1e-9  # divergence that is none
 _WORST = 10.0  # divergence of outputs that are not finite: more than any classifier's guessing
 _MOST_RESCALED = 4.0  # a whole model's divergence is noisy, and more than a sum
-_KINDS = ("weight", "static", "dynamic")
+_KINDS = ("weight", "static", "dynamic", "outlier", "block")
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def _telling_options(slot: Slot) -> dict[str, int]:
     ]
     if coarse and max(coarse)[0] > 0:
         told["weight"] = max(coarse)[-1]
-    for kind in ("static", "dynamic"):
+    for kind in _KINDS[1:]:
         fine = [
             (one.weight_error, one.activation_error, index) for index, one in errors if one.error_kind == kind
         ]
         if fine:
             told[kind] = min(fine)[-1]
-    if "weight" in told and told["weight"] in (told.get("static"), told.get("dynamic")):
+    if "weight" in told and told["weight"] in [told.get(kind) for kind in _KINDS[1:]]:
         del told["weight"]
     return told
 
@@ -203,11 +203,11 @@ def _int8_option(slot: Slot) -> int:
 
 
 def _errors(slot: Slot) -> Floats:
-    """Local errors of every option by kind: weights, static activations, dynamic ones; (options, 3)."""
+    """Local errors of every option by kind; (options, kinds)."""
     table = np.zeros((len(slot.options), len(_KINDS)))
     for row, option in zip(table, slot.options, strict=True):
         row[0] = option.weight_error
-        if option.error_kind in ("static", "dynamic"):
+        if option.error_kind in _KINDS[1:]:
             row[_KINDS.index(option.error_kind)] = option.activation_error
     # A format that cannot hold the weights at all is as bad as losing the layer.
     return np.nan_to_num(table, nan=1.0, posinf=1.0)

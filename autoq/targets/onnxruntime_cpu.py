@@ -14,6 +14,7 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from autoq.calibration.outliers import LEAST_CHANNELS
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Choice, Format, Granularity
 from autoq.core.data import Array, Feed
@@ -26,7 +27,7 @@ from autoq.targets.kernel_events import kernel_seconds
 _PROFILED_RUNS = 8
 _NATIVE = Verdict(legal=True)
 # Formats that end in u8 x s8 kernels: s8 activations are rewritten to u8 at load.
-_U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_DYNAMIC)
+_U8_BY_S8 = (Format.INT8, Format.INT8_S8, Format.INT8_OUTLIER, Format.INT8_DYNAMIC)
 _UNSATURATED_BITS = 7  # of weights whose sums of two products fit 16 bits
 REJECTIONS = (
     ort_state.Fail,
@@ -196,8 +197,12 @@ def _missing_kernel(layer: Layer, fmt: Format) -> str:
         if layer.weight_shape[1] * fmt.container_bits % 8:
             return f"{fmt} has no kernel for a Gather of rows with an odd number of columns"
         return ""
-    if not layer.is_matmul and (fmt is Format.INT8_DYNAMIC or fmt.is_weight_only):
+    if not layer.is_matmul and (fmt.keeps_outliers or fmt is Format.INT8_DYNAMIC or fmt.is_weight_only):
         return f"{fmt} has no fast kernel for {layer.op}, only for MatMul and Gemm"
+    if fmt.keeps_outliers and layer.weight_shape[1 - layer.channel_axis] < LEAST_CHANNELS:
+        return (
+            f"{fmt} is for layers of at least {LEAST_CHANNELS} inputs: of fewer no small part can stay float"
+        )
     return ""
 
 

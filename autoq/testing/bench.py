@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from autoq.assembly.assemble import Stitcher, build_model, layer_weights
+from autoq.assembly.plan import OutlierChannels
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics
@@ -120,9 +121,14 @@ def build_bench(
     moments = MomentStore(folder / "moments")
     statistics = collect_statistics(model, values, Split((Batch(feed),)), moments=moments)
     weights = layer_weights(model)
+    outliers = OutlierChannels(model, lambda: statistics.channel_maxima)
     builders = {
         layer.name: LayerBuilder(
-            layer, weights[layer.name], partial(moments.get, layer.name), moments.key(layer.name) or ""
+            layer,
+            weights[layer.name],
+            partial(moments.get, layer.name),
+            moments.key(layer.name) or "",
+            partial(outliers, layer.name),
         )
         for layer in model.summary.layers
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +26,7 @@ from autoq.variants.local_error import (
     weight_error,
 )
 from autoq.variants.plain import compress_plainly, restore
-from autoq.variants.rows import to_rows
+from autoq.variants.rows import from_rows, to_rows
 from autoq.variants.variant import Variant, WeightChoice, variant_key
 
 Float = npt.NDArray[np.float32]
@@ -42,6 +43,7 @@ class LayerBuilder:
         weight: Float,
         load_moments: Callable[[], Moments | None] = lambda: None,
         moments_digest: str = "",
+        load_outliers: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         """Remember where things come from; nothing is read yet.
 
@@ -50,11 +52,14 @@ class LayerBuilder:
             weight: Its float weights.
             load_moments: Reads the second moments of its inputs, or says that there are none.
             moments_digest: What they are known by; empty for none.
+            load_outliers: Gives the input channels that stay float where a choice keeps outliers. They
+                follow from the statistics that the moments were collected with.
         """
         self.layer = layer
         self._weight = weight
         self._load_moments = load_moments
         self._moments_digest = moments_digest
+        self._load_outliers = load_outliers
 
     @property
     def n_columns(self) -> int:
@@ -85,10 +90,34 @@ class LayerBuilder:
                 f"the second moments of layer {self.layer.name!r} are damaged",
                 hint="delete the cache folder of the home",
             )
+        found = self._build([one for one in choices if not one.keeps_outliers], self._weight, moments)
+        if split := [one for one in choices if one.keeps_outliers]:
+            found |= self._build_split(split, moments)
+        return [found[choice] for choice in choices]
+
+    def _build_split(
+        self, choices: Sequence[WeightChoice], moments: Moments | None
+    ) -> dict[WeightChoice, Variant]:
+        """Treat outliers as inputs that are always zero and have no weight; theirs are stored as floats."""
+        channels = np.array(self._load_outliers(), np.int64)
+        rows = to_rows(self._weight, self.layer).copy()
+        kept_bytes = packed_float_bytes(rows[:, :, channels])
+        rows[:, :, channels] = 0.0
+        rest = None if moments is None else moments.without(channels)
+        found = self._build(choices, from_rows(rows, self.layer), rest)
+        energy = _Assessor(self.layer, self._weight, moments).energy
+        return {
+            choice: replace(one, energy=energy, bundle_bytes=one.bundle_bytes + kept_bytes)
+            for choice, one in found.items()
+        }
+
+    def _build(
+        self, choices: Sequence[WeightChoice], weight: Float, moments: Moments | None
+    ) -> dict[WeightChoice, Variant]:
         demanding = [choice for choice in choices if not choice.is_plain]
         found: dict[WeightChoice, Compressed] = {}
         if moments is not None and demanding and self.layer.has_moments:
-            compressor = MomentCompressor(self.layer, self._weight, moments)
+            compressor = MomentCompressor(self.layer, weight, moments)
             found = {choice: compressor.compress(choice) for choice in demanding}
         if demanding and not found and self.layer.has_moments:
             _log.warning(
@@ -96,9 +125,9 @@ class LayerBuilder:
             )
         for choice in choices:
             if choice not in found:
-                found[choice] = compress_plainly(self.layer, self._weight, choice)
-        assess = _Assessor(self.layer, self._weight, moments)
-        return [assess(choice, *found[choice]) for choice in choices]
+                found[choice] = compress_plainly(self.layer, weight, choice)
+        assess = _Assessor(self.layer, weight, moments)
+        return {choice: assess(choice, *found[choice]) for choice in choices}
 
     @cached_property
     def _weight_digest(self) -> str:
@@ -116,7 +145,8 @@ class _Assessor:
         self._blocks = moments.merged() if moments is not None else ()
 
     @cached_property
-    def _energy(self) -> float:
+    def energy(self) -> float:
+        """Mean square of the layer's output; 0 where nothing is known of its inputs."""
         if self._moments is None or self._rows is None:
             return 0.0
         if self._layer.op == "Gather":
@@ -139,4 +169,4 @@ class _Assessor:
                 error = corrected_error(self._rows, rows, self._blocks, mean)
         packed = packed_float_bytes(weights) if choice.is_float else packed_grid_bytes(weights)
         n_bytes = packed + packed_float_bytes(scales) + correction.nbytes
-        return Variant(weights, scales, correction, n_bytes, error, self._energy)
+        return Variant(weights, scales, correction, n_bytes, error, self.energy)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autoq.core.choices import Choice, Format, Granularity, Grid, Pattern, Pruning, Rounding
 from autoq.core.digests import digest_json
 
-ALGORITHM_VERSION = 4  # part of every key; raise it when the same choice gives another variant
+ALGORITHM_VERSION = 5  # part of every key; raise it when the same choice gives another variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class WeightChoice:
     grid: Grid = Grid.NONE
     pruning: Pruning = Pruning.NONE
     pattern: Pattern = Pattern.NONE
+    keeps_outliers: bool = False  # weights of the input's outliers are zero: they stay float beside these
 
     @staticmethod
     def of(choice: Choice) -> WeightChoice:
@@ -38,6 +39,7 @@ class WeightChoice:
             choice.grid,
             choice.pruning,
             choice.pattern,
+            choice.format.keeps_outliers,
         )
 
     @property
@@ -57,6 +59,7 @@ class WeightChoice:
             self.rounding in (Rounding.NONE, Rounding.NEAREST)
             and self.grid is not Grid.CODEBOOK
             and self.pruning is not Pruning.SPARSEGPT
+            and not self.keeps_outliers
         )
 
 

@@ -67,4 +67,4 @@ def test_a_restored_plan_is_the_plan() -> None:
     table = RangeTable(statistics(x=[-1.0, 4.0], y=[0.0, 2.0]))
     candidate = Candidate.of({"a": INT8})
     plan = build_plan(conv(6.0), candidate, table)
-    assert restore_plan(conv(6.0), candidate, plan.params) == plan
+    assert restore_plan(conv(6.0), candidate, plan.params, plan.outliers) == plan

@@ -138,7 +138,7 @@ def test_every_key_becomes_a_rule(tmp_path: Path) -> None:
     )
 
 
-FORMATS = "fp32, fp16, int8, int8_s8, int8_dynamic, int8_weight, int4_weight"
+FORMATS = "fp32, fp16, int8, int8_s8, int8_outlier, int8_dynamic, int8_weight, int4_weight"
 BAD = [
     ({"layers": {}}, "layers: expected at least 1 entries, got a mapping with no keys"),
     ({"layers": None}, "layers: expected a mapping, got nothing"),

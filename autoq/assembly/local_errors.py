@@ -56,7 +56,7 @@ def local_error(
 
 
 def _input_noise(choice: Choice, layer: Layer, source: str | None, ranges: RangeTable) -> Array:
-    """Mean squared error of an input value, () or (channels,); errors of inputs are taken to be independent."""
+    """Mean squared error of an input value, () or (channels,); inputs are taken to err independently."""
     fmt = choice.format
     if fmt.keeps_outliers and source is not None:
         outliers = ranges.outliers(source)

@@ -41,6 +41,14 @@ def quality_rows(results: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def latency_rows(results: Mapping[str, Any]) -> Iterator[str]:
+    """How right forecasts of latency were, for candidates of either origin."""
+    for model, content in results["latency_model"].items():
+        for part, one in content["by_part"].items():
+            error, ranks = one["median_error"], one["rank_correlation"]
+            yield f"| {model} | {part} | {one['n']} | {error:.1%} | {ranks:.3f} |"
+
+
 def handmade_rows(results: Mapping[str, Any]) -> Iterator[str]:
     """Every row made by hand, with the best point of the guided searches beside it."""
     for one in results.get("handmade", {}).get("rows", []):
@@ -74,12 +82,17 @@ def draw_latency(results: Mapping[str, Any]) -> None:
     models = results["latency_model"]
     figure, axes = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.2), squeeze=False)
     for axis, (model, content) in zip(axes[0], models.items(), strict=True):
-        axis.plot(content["foretold"], content["measured"], ".", color=COLOURS["tpe"], alpha=0.6)
+        for is_chosen, name in ((False, "random"), (True, "guided")):
+            mine = [at for at, chosen in enumerate(content["is_chosen"]) if chosen is is_chosen]
+            foretold, measured = ([content[key][at] for at in mine] for key in ("foretold", "measured"))
+            axis.plot(foretold, measured, ".", color=COLOURS[name], alpha=0.6, label=name)
         low = min(*content["foretold"], *content["measured"])
         high = max(*content["foretold"], *content["measured"])
         axis.plot([low, high], [low, high], color="#666666", linewidth=0.8)
-        axis.set(title=f"{model}, {content['unseen']} candidates", xlabel="foretold share of float's latency")
+        axis.set(title=f"{model}, {len(content['measured'])} candidates")
+        axis.set(xlabel="foretold share of float's latency")
     axes[0][0].set_ylabel("measured")
+    axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(HERE / "latency.png", dpi=150)
 
@@ -109,6 +122,9 @@ def main() -> None:
     print("\n| model | strategy | seed | trials | gap closed | within 12 | suggestion, s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print("\n".join(quality_rows(results)))
+    print("\n| model | candidates | foretold | median error | rank correlation |")
+    print("| --- | --- | --- | --- | --- |")
+    print("\n".join(latency_rows(results)))
     print("\n| MiniLM by hand | agreement | speed-up | guided's best | speed-up | over the row |")
     print("| --- | --- | --- | --- | --- | --- |")
     print("\n".join(handmade_rows(results)))

@@ -193,7 +193,7 @@ def test_weight_only_layers_store_what_they_promise(fmt: str, bench_of: BenchOf)
     assert bench.build(candidate).size_bytes == pytest.approx(n_weights * (bits + 32 / 128) / 8, rel=0.03)
 
 
-@pytest.mark.parametrize("fmt", ["int8_dynamic", "int8_weight", "int4_weight", "int8"])
+@pytest.mark.parametrize("fmt", ["int8_outlier", "int8_dynamic", "int8_weight", "int4_weight", "int8"])
 def test_the_output_keeps_its_name_and_the_bias_add_is_gone(fmt: str, bench_of: BenchOf) -> None:
     bench, candidate, _ = prepare(MATMULS["a MatMul of rank 3"], Choice.of(fmt), bench_of)
     model = bench.build(candidate)
@@ -202,7 +202,7 @@ def test_the_output_keeps_its_name_and_the_bias_add_is_gone(fmt: str, bench_of: 
     assert "Add" not in {node.op_type for node in onnx.load_from_string(model.content).graph.node}
 
 
-@pytest.mark.parametrize("fmt", ["int8_dynamic", "int8_weight", "int4_weight", "int8"])
+@pytest.mark.parametrize("fmt", ["int8_outlier", "int8_dynamic", "int8_weight", "int4_weight", "int8"])
 def test_any_number_of_rows_runs(fmt: str, bench_of: BenchOf) -> None:
     bench, candidate, _ = prepare(MATMULS["a MatMul of rank 3"], Choice.of(fmt), bench_of)
     model = bench.build(candidate)
@@ -215,13 +215,102 @@ def test_the_bias_may_stand_on_either_side_of_the_add(bench_of: BenchOf) -> None
     def build(*, swapped: bool) -> onnx.ModelProto:
         net = GraphBuilder()
         product = net.node(
-            "MatMul", net.input("x", "batch", 3, 16), net.weight("fc.weight", 16, 4, fan_in=16)
+            "MatMul", net.input("x", "batch", 3, 32), net.weight("fc.weight", 32, 4, fan_in=32)
         )
         terms = [product, net.bias("fc.bias", 4)]
         return net.build(y=(net.node("Add", *(terms[::-1] if swapped else terms)), ("batch", 3, 4)))
 
     left, right = bench_of(partial(build, swapped=False)), bench_of(partial(build, swapped=True))
-    for choice in (INT8, Choice.of("int8_dynamic"), Choice.of("int4_weight")):
+    for choice in (INT8, Choice.of("int8_outlier"), Choice.of("int8_dynamic"), Choice.of("int4_weight")):
         candidate = Candidate.of({"fc": choice})
         first, second = (bench.run(bench.build(candidate))["y"] for bench in (left, right))
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("bits", [INT8.weight_bits, 4])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_that_keeps_outliers_is_the_sum_of_both_parts(
+    name: str, bits: int, rounding: str, bench_of: BenchOf
+) -> None:
+    product = PRODUCTS[name]
+    choice = Choice.of("int8_outlier", weight_bits=bits, rounding=rounding)
+    bench, candidate, variant = prepare(product, choice, bench_of)
+    outliers = bench.stitcher.plan(candidate).outliers["x"]
+    x, channels = bench.calibration["x"], list(outliers.channels)
+    rounded, weight = real_weight(product, variant), float_weight(product)
+    assert len(channels) == 4
+    assert not rounded[channels].any()
+    assert rounded.any()
+    expected = round_trip(x, outliers.params) @ rounded
+    expected += x[..., channels].astype(np.float64) @ weight[channels]
+    model = bench.build(candidate)
+    for optimize in (True, False):
+        assert_close(bench.run(model, optimize=optimize)["y"], expected + bias_of(product, variant), 1e-5)
+
+
+def float_weight(product: Product) -> npt.NDArray[np.float64]:
+    """The float weights as (inputs, outputs)."""
+    [weight] = (tensor for tensor in product.build().graph.initializer if tensor.name == "fc.weight")
+    array = onnx.numpy_helper.to_array(weight).astype(np.float64)
+    return array.T if product.is_transposed else array
+
+
+def test_what_an_outlier_is_does_not_touch_the_integers(bench_of: BenchOf) -> None:
+    """Far beyond the range of all others it still counts for what it is."""
+    product = MATMULS["a MatMul of rank 3"]
+    bench, candidate, _ = prepare(product, Choice.of("int8_outlier"), bench_of)
+    model, channel = bench.build(candidate), bench.stitcher.plan(candidate).outliers["x"].channels[1]
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 3, 64)).astype(np.float32)
+    far = x.copy()
+    far[..., channel] += 1000.0
+    moved = bench.run(model, feed={"x": far})["y"] - bench.run(model, feed={"x": x})["y"]
+    row = float_weight(product)[channel]
+    np.testing.assert_allclose(moved, np.broadcast_to(1000.0 * row, moved.shape), rtol=1e-4, atol=1e-3)
+
+
+def outlying(*, scale: float = 40.0) -> onnx.ModelProto:
+    """Two layers that read one tensor, four channels of which are much larger than the rest."""
+    net = GraphBuilder(seed=3)
+    x = net.input("x", "batch", 5, 64)
+    large = np.ones(64, np.float32)
+    large[[3, 17, 18, 60]] = scale
+    x = net.node("Mul", x, net.constant("gains", large))
+    both = [net.linear(x, name, 64, 16) for name in ("left", "right")]
+    return net.build(y=(net.node("Concat", *both, axis=-1), ("batch", 5, 32)))
+
+
+def test_layers_that_read_one_tensor_share_its_split(bench_of: BenchOf) -> None:
+    bench = bench_of(outlying)
+    keeping = bench.uniform(Choice.of("int8_outlier"))
+    ops = bench.fused_ops(bench.build(keeping))
+    assert (ops["QuantizeLinear"], ops["Gather"], ops["MatMulIntegerToFloat"]) == (1, 1, 2)
+    mixed = bench.uniform(INT8, but={"right": Choice.of("int8_outlier", weight_bits=INT8.weight_bits)})
+    ops = bench.fused_ops(bench.build(mixed))
+    assert (ops["QuantizeLinear"], ops["Gather"], ops["MatMulIntegerToFloat"]) == (2, 1, 2)
+
+
+def test_keeping_outliers_saves_most_of_what_static_int8_loses_to_them(bench_of: BenchOf) -> None:
+    bench = bench_of(outlying)
+    floats = bench.run(bench.model.artifact)["y"]
+
+    def lost(choice: Choice) -> float:
+        return float(np.square(bench.run(bench.build(bench.uniform(choice)))["y"] - floats).mean())
+
+    plain, keeping = INT8, Choice.of("int8_outlier", weight_bits=INT8.weight_bits)
+    assert lost(keeping) < 0.02 * lost(plain)
+    told = [bench.stitcher.local_error("left", choice).activation for choice in (plain, keeping)]
+    assert told[1] < 0.02 * told[0]
+
+
+@pytest.mark.parametrize("fmt", ["int8_weight", "int8_outlier", "int8"])
+def test_what_rounding_the_input_costs_is_foretold(fmt: str, bench_of: BenchOf) -> None:
+    """Weights of 8 bits lose far less here than inputs with outliers do."""
+    bench = bench_of(partial(outlying, scale=10.0))
+    choice = Choice.of(fmt, weight_bits=None if fmt == "int8_weight" else INT8.weight_bits)
+    error = bench.stitcher.local_error("left", choice)
+    floats = bench.run(bench.model.artifact)["y"][..., :16]
+    rounded = bench.run(bench.build(bench.uniform(choice)))["y"][..., :16]
+    measured = float(np.square(rounded - floats, dtype=np.float64).sum(axis=-1).mean())
+    assert error.activation > 0.0
+    assert 0.3 < (error.weight + error.activation) / measured < 6.0

@@ -289,3 +289,27 @@ def test_moments_of_sampled_positions_are_close_to_those_of_all() -> None:
     full = vectors.T.astype(np.float64) @ vectors / len(vectors)
     assert sum(sampled.n_rows) < len(vectors) / 5
     assert np.abs(sampled.merged()[0][0] - full).max() < 0.06
+
+
+def test_columns_that_are_left_out_are_as_if_always_zero() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 400, 24)).astype(np.float32)
+    blocks = (slice(0, 10), slice(10, 24))
+    left_out = np.array([3, 9, 10, 23])
+
+    def moments_of(vectors: npt.NDArray[np.float32]) -> Moments:
+        sums = MomentAccumulator(1, blocks)
+        for half in (0, 1):
+            sums.add(half, vectors[:, half::2])
+        found = sums.finish()
+        assert found is not None
+        return found
+
+    zeroed = x.copy()
+    zeroed[:, :, left_out] = 0.0
+    found, expected = moments_of(x).without(left_out), moments_of(zeroed)
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    for one, other in zip(found.halves, expected.halves, strict=True):
+        for block, wanted in zip(one, other, strict=True):
+            np.testing.assert_array_equal(block, wanted)
+    assert moments_of(x).merged()[0][0, 3, 3] > 0.5  # the original is as it was

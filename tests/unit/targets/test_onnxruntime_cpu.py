@@ -10,14 +10,14 @@ from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 OLD_CPU = Cpu("old", "x86_64", ("avx2",), 2)
 NEW_CPU = Cpu("new", "x86_64", ("avx2", "avx512_vnni"), 2)
 CONV = Layer("conv", "Conv", (16, 8, 3, 3), channel_axis=0)
-FC = Layer("fc", "Gemm", (10, 16), channel_axis=0)
+FC = Layer("fc", "Gemm", (10, 64), channel_axis=0)
 EMBEDDING = Layer("embedding", "Gather", (100, 32), channel_axis=0)
 LSTM = Layer("lstm", "LSTM", (2, 32, 20), channel_axis=1, group=2)
 GRU = Layer("gru", "GRU", (1, 24, 20), channel_axis=1)
 INTEGER_FORMATS = [fmt for fmt in Format if not fmt.is_float]
 
 
-@pytest.mark.parametrize("fmt", ["int8", "int8_s8", "int8_dynamic"])
+@pytest.mark.parametrize("fmt", ["int8", "int8_s8", "int8_outlier", "int8_dynamic"])
 def test_where_u8_by_s8_saturates_weights_have_at_most_7_bits(fmt: str) -> None:
     target = OnnxRuntimeTarget(cpu=OLD_CPU)
     verdict = target.judge(FC, Choice.of(fmt))
@@ -28,13 +28,21 @@ def test_where_u8_by_s8_saturates_weights_have_at_most_7_bits(fmt: str) -> None:
     assert OnnxRuntimeTarget(cpu=NEW_CPU).judge(FC, Choice.of(fmt)).native
 
 
-@pytest.mark.parametrize("fmt", ["int8_dynamic", "int8_weight", "int4_weight"])
+@pytest.mark.parametrize("fmt", ["int8_outlier", "int8_dynamic", "int8_weight", "int4_weight"])
 def test_formats_of_matrix_products_are_refused_for_convolutions(fmt: str) -> None:
     target = OnnxRuntimeTarget(cpu=NEW_CPU)
     verdict = target.judge(CONV, Choice.of(fmt))
     assert not verdict.legal
     assert "Conv" in verdict.reason
     assert target.judge(FC, Choice.of(fmt)).legal
+
+
+def test_outliers_are_kept_where_they_are_a_small_part_of_the_inputs() -> None:
+    target, choice = OnnxRuntimeTarget(cpu=NEW_CPU), Choice.of("int8_outlier")
+    for weight_shape, channel_axis in (((31, 40), 1), ((40, 31), 0)):
+        narrow = Layer("fc", "MatMul", weight_shape, channel_axis=channel_axis)
+        assert "at least 32 inputs" in target.judge(narrow, choice).reason
+    assert target.judge(Layer("fc", "MatMul", (32, 8), channel_axis=1), choice).native
 
 
 @pytest.mark.parametrize(

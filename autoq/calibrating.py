@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from autoq.calibration.statistics import (
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Rewrites
 from autoq.core.data import Split
 from autoq.core.errors import InfrastructureError
+from autoq.core.files import written_whole
 from autoq.core.layers import Layer
 from autoq.evaluation.clock import machine_clock
 from autoq.evaluation.ports import Target
@@ -150,10 +150,8 @@ def save_model(model: FloatModel, home: Home, *, anew: bool = False) -> Path:
     """
     path = home.model(model.summary.digest)
     if anew or not all(file.exists() for file in model.artifact.at(path).files):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        model.artifact.save(temporary)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            model.artifact.save(temporary)
     return path
 
 

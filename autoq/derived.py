@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from autoq.calibration.moment_store import MomentStore
 from autoq.core.choices import Rewrites
 from autoq.core.digests import digest_file, digest_json
 from autoq.core.errors import ModelError
+from autoq.core.files import written_whole
 from autoq.graph.float_model import FloatModel, load_float_model, reload_float_model
 from autoq.graph.loading import map_onnx
 from autoq.graph.rewriting import Narrow, RewriteVectors
@@ -76,10 +76,8 @@ def _load_canonical(known: Path, home: Home, folder: Path) -> FloatModel | None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def derive_once(
@@ -177,10 +175,8 @@ def _save(path: Path, source: Source) -> None:
         for name, array in of_part.items()
     }
     arrays[_MODEL] = np.array(source.model.summary.digest)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle for one of them
-    temporary.replace(path)
 
 
 def _load(path: Path, home: Home) -> tuple[FloatModel, RewriteVectors] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import uuid
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from autoq.calibrating import Source, SourceKeys, build_stitcher, built_ahead, l
 from autoq.core.choices import FLOAT, Candidate, Choice, Precision, Rewrites
 from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
+from autoq.core.files import written_whole
 from autoq.core.layers import Layer
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.graph.float_model import FloatModel
@@ -112,10 +112,8 @@ def _read(path: Path) -> Guide | None:
 
 
 def _save(guide: Guide, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(guide.to_json()))
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(guide.to_json()))
 
 
 # --- without running a model -------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from autoq.core.choices import AS_IT_IS, Widths
 from autoq.core.data import Array, Feed, Split
 from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
+from autoq.core.files import written_whole
 from autoq.core.groups import ChannelGroup
 from autoq.core.names import matching
 from autoq.evaluation.batches import feeding_for, run_split
@@ -167,13 +167,9 @@ def _read(path: Path) -> list[WidthLevel] | None:
 
 
 def _write(path: Path, found: Mapping[Widths, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(
-        json.dumps([{"share": share, "widths": dict(widths)} for widths, share in found.items()]),
-        encoding="utf-8",
-    )
-    temporary.replace(path)
+    content = [{"share": share, "widths": dict(widths)} for widths, share in found.items()]
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _planned(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from autoq.calibration.geometry import Floats
 from autoq.calibration.moments import Moments, mirrored
 from autoq.core.digests import checksum
+from autoq.core.files import written_whole
 
 _INDEX = "layers.json"
 
@@ -56,11 +56,8 @@ class MomentStore:
         Raises:
             OSError: The disk is full or cannot be written to.
         """
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        save_file(_tensors(moments), temporary)
-        temporary.replace(path)
+        with written_whole(self._path(key)) as temporary:
+            save_file(_tensors(moments), temporary)
 
     def save_index(self, keys: Mapping[str, str]) -> None:
         """Say under which key the moments of each layer are, and that they are complete.
@@ -68,11 +65,8 @@ class MomentStore:
         Raises:
             OSError: The disk is full or cannot be written to.
         """
-        path = self._folder / _INDEX
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        temporary.write_text(json.dumps(dict(keys), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(self._folder / _INDEX) as temporary:
+            temporary.write_text(json.dumps(dict(keys), indent=1), encoding="utf-8")
         self.__dict__.pop("_keys", None)
 
     @cached_property
@@ -89,10 +83,6 @@ def _read_index(path: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _tensors(moments: Moments) -> dict[str, npt.NDArray[np.generic]]:

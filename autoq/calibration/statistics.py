@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.digests import digest_json
+from autoq.core.files import written_whole
 
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
 ALGORITHM_VERSION = 3  # part of every cache key; raise it when a stored figure changes its meaning
@@ -46,12 +46,10 @@ def statistics_key(model_digest: str, data_digest: str, environment: Mapping[str
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
     """Write atomically: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = list(statistics.tensors)
     tensors = statistics.tensors.values()
     maxima = list(statistics.channel_maxima.values())
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             names=np.array(names, dtype=np.str_),
@@ -65,7 +63,6 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             maxima_sizes=np.array([len(one) for one in maxima], dtype=np.int64),
             maxima=np.concatenate([np.zeros(0, np.float32), *maxima]),
         )
-    temporary.replace(path)
 
 
 def load_channel_maxima(path: Path) -> dict[str, npt.NDArray[np.float32]]:

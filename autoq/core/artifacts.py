@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from autoq.core.digests import digest_bytes, digest_file
+from autoq.core.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,8 @@ class ModelArtifact:
 
 def _copy_aside(source: Path, target: Path) -> None:
     """Copy a file and put it in its place whole: others may have what was there mapped."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with written_whole(target) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from autoq.core.digests import checksum, digest_json
 from autoq.core.errors import InfrastructureError
+from autoq.core.files import written_whole
 from autoq.core.groups import ChannelGroup
 from autoq.pruning.refit import Refit
 from autoq.pruning.widths import GroupSnapshots, Part, Snapshot
@@ -52,9 +52,8 @@ class SnapshotStore:
                 errors[str(width)] = snapshot.error
                 _write(self._path(name, width), snapshot)
             index[name] = {"order": group.order.tolist(), "errors": errors}
-        temporary = self._folder / f"{_INDEX}.{uuid.uuid4().hex}.tmp"
-        temporary.write_text(json.dumps(index), encoding="utf-8")
-        temporary.replace(self._folder / _INDEX)
+        with written_whole(self._folder / _INDEX) as temporary:
+            temporary.write_text(json.dumps(index), encoding="utf-8")
 
     def load(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupSnapshots] | None:
         """Open the snapshots of a model's groups; None if they are not all there. Weights are read later."""
@@ -104,9 +103,8 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         for index, part in enumerate(parts):
             tensors.update({f"{layer}|{index}|{name}": array for name, array in _arrays(part).items()})
     tensors["checksum"] = np.array([checksum(tensors)], np.uint32)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def _arrays(part: Part) -> dict[str, npt.NDArray[np.generic]]:

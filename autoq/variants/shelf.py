@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoq.core.files import TEMPORARY, written_whole
+
 _KEEP = 0.9  # of the limit, once it has been passed
 _LOOK_AGAIN = 0.1  # of the limit: written before the folder is looked at again, for what others wrote
 _TOUCH_EVERY_S = 3600.0
 _ABANDONED_S = 3600.0  # a temporary file this old belongs to a process that died
-_TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,16 +73,9 @@ class Shelf:
             OSError: The disk is full or refuses; nothing is left behind.
         """
         path = self.path(key)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
             write(temporary)
             n_bytes = temporary.stat().st_size
-            temporary.replace(path)
-        except BaseException:  # raised again: an interrupt too may leave no half-written file behind
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
         self._make_room(path, n_bytes)
 
     def _touch(self, key: str) -> None:
@@ -125,7 +118,7 @@ class Shelf:
         for path in self._folder.glob("??/*"):
             with suppress(OSError):  # another process may be making room as well
                 stat = path.stat()
-                if path.suffix != _TEMPORARY:
+                if path.suffix != TEMPORARY:
                     yield _File(stat.st_mtime, path, stat.st_size)
                 elif now - stat.st_mtime > _ABANDONED_S:
                     path.unlink(missing_ok=True)

@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY = ".tmp"  # what the names of unfinished files end in
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write to; it takes the place of `path` if all goes well, and goes if not.
+
+    The folder is made if it is missing. Of two writers the later one has the last word.
+
+    Raises:
+        OSError: The disk is full or refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:  # raised again: an interrupt too may leave no half-written file behind
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

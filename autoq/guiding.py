@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autoq.assembly.assemble import Stitcher
 from autoq.calibrating import Source, SourceKeys, build_stitcher, built_ahead, load_source
+from autoq.calibration.outliers import n_outliers
 from autoq.core.choices import FLOAT, Candidate, Choice, Precision, Rewrites
 from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
@@ -218,7 +219,8 @@ def _stored_bytes(layer: Layer, choice: Choice) -> int:
     block = choice.granularity.block_size
     channels = layer.weight_shape[layer.channel_axis]
     n_scales = layer.n_params // block if block else channels if choice.granularity == "channel" else 1
-    return layer.n_params * container // 8 + 4 * n_scales
+    n_floats = channels * n_outliers(layer.n_params // channels) if choice.format.keeps_outliers else 0
+    return layer.n_params * container // 8 + 4 * (n_scales + n_floats)
 
 
 def _group_slot(group: GraphSpace) -> Slot:

@@ -71,7 +71,11 @@ def _input_noise(choice: Choice, layer: Layer, source: str | None, ranges: Range
 
 
 def _block_noise(maxima: Array, block_size: int) -> Array:
-    """What kernels of blocked weights add: they round each row of inputs to 8 bits, block by block."""
+    """What kernels of blocked weights add at most: they round each row of inputs to 8 bits, block by block.
+
+    The steps are those of the largest value of each block that calibration saw, not of each row's own: with
+    outliers several times what is added. How much of it counts is fitted layer by layer.
+    """
     blocks = np.pad(maxima.astype(np.float64), (0, -len(maxima) % block_size)).reshape(-1, block_size)
     steps = np.repeat(blocks.max(axis=1), block_size)[: len(maxima)] / _INPUT_LIMIT
     return np.asarray(steps**2 / 12.0)

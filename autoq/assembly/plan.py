@@ -55,13 +55,13 @@ class RangeTable:
     def outliers(self, value: str) -> Outliers:
         """Return the channels of a tensor that stay float where its reader keeps outliers.
 
+        Of a tensor that layers read along different axes, nothing is known by channel: it has none.
+
         Raises:
             TrialError: The calibration pass has not seen it.
         """
         if value not in self._outliers:
             maxima = self.statistics.channel_maxima.get(value)
-            if maxima is None:
-                raise TrialError(f"no statistics for the channels of tensor {value!r}")
             self._outliers[value] = find_outliers(self._summary(value), maxima)
         return self._outliers[value]
 
@@ -80,7 +80,8 @@ class OutlierChannels:
 
         Args:
             model: The float model.
-            load_maxima: Gives the largest magnitudes of every tensor that a layer reads, by channel.
+            load_maxima: Gives the largest magnitudes of every tensor that a layer reads, by channel; what
+                it raises goes through.
         """
         self._model, self._load_maxima = model, load_maxima
 

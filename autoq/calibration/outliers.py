@@ -27,19 +27,28 @@ class Outliers:
     params: ActivationParams
 
 
+def n_outliers(n_channels: int) -> int:
+    """How many of a tensor's channels stay float."""
+    return max(_AT_LEAST, math.ceil(_SHARE * n_channels))
+
+
 def outlier_channels(maxima: npt.NDArray[np.float32]) -> tuple[int, ...]:
     """Return the channels with the largest magnitudes, ascending; of equal ones the first.
 
     Args:
         maxima: Largest magnitude of each channel, (channels,).
     """
-    n = max(_AT_LEAST, math.ceil(_SHARE * len(maxima)))
-    largest = np.argsort(-maxima, kind="stable")[:n]
+    largest = np.argsort(-maxima, kind="stable")[: n_outliers(len(maxima))]
     return tuple(sorted(int(channel) for channel in largest))
 
 
-def find_outliers(summary: TensorSummary, maxima: npt.NDArray[np.float32]) -> Outliers:
-    """Split a tensor; every value that calibration saw in the other channels is in the range of these."""
+def find_outliers(summary: TensorSummary, maxima: npt.NDArray[np.float32] | None) -> Outliers:
+    """Split a tensor; every value that calibration saw in the other channels is in the range of these.
+
+    Without maxima there are no outliers, and the range is that of all values.
+    """
+    if maxima is None:
+        return Outliers((), activation_params(summary.low, summary.high, signed=False))
     channels = outlier_channels(maxima)
     bound = float(np.delete(maxima, channels).max(initial=0.0))
     low, high = max(summary.low, -bound), min(summary.high, bound)

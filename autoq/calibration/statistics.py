@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autoq.calibration.summaries import TensorSummary
 from autoq.core.digests import digest_json
+from autoq.core.errors import InfrastructureError
 from autoq.core.files import written_whole
 
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
@@ -66,12 +67,18 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_channel_maxima(path: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """Read that part of cached statistics alone; empty where there are none, or broken ones."""
+    """Read that part of cached statistics alone.
+
+    Raises:
+        InfrastructureError: They are gone from the disk, or damaged.
+    """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return _channel_maxima(file)
-    except _BROKEN:
-        return {}
+    except _BROKEN as error:
+        raise InfrastructureError(
+            "the statistics of the model are damaged", hint="delete the cache folder of the home"
+        ) from error
 
 
 def load_statistics(path: Path) -> Statistics | None:

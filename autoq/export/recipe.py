@@ -250,4 +250,6 @@ def _params(tensors: Tensors, name: str, prefix: str = "") -> ActivationParams:
     scale, zero = float(tensors[f"{prefix}scale/{name}"][0]), tensors[f"{prefix}zero_point/{name}"]
     if not (np.isfinite(scale) and scale > 0.0):
         raise ValueError(f"the scale of {name} is {scale}")
+    if zero.dtype not in (np.int8, np.uint8):
+        raise ValueError(f"the zero point of {name} is {zero.dtype}, expected int8 or uint8")
     return ActivationParams(scale, int(zero[0]), zero.dtype == np.int8)

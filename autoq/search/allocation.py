@@ -152,7 +152,8 @@ class Allocator:
         limits = self._limits(budget)
         known = self._optima.setdefault(goal.tobytes(), [])
         for looser, use, stitch in known:
-            if (looser >= limits).all() and (stitch is None or (use <= limits).all()):
+            keeps = stitch is None or (use <= limits).all() or np.array_equal(looser, limits)
+            if keeps and (looser >= limits).all():
                 return stitch
         use, stitch = self._solve(goal, limits)
         known.append((limits, use, stitch))

@@ -73,7 +73,13 @@ class Relaxation:
         self._n_rows = len(lower)
 
     def solve(self, goal: Floats, limits: Floats) -> Floats | None:
-        """Minimise a goal with other upper bounds on the last rows; None where no x keeps to the bounds."""
+        """Minimise a goal with other upper bounds on the last rows; None where no x keeps to the bounds.
+
+        Raises:
+            ValueError: The goal is not finite, or a limit is NaN: the solver would go on with what it had.
+        """
+        if not np.isfinite(goal).all() or np.isnan(limits).any():
+            raise ValueError("what is asked of the allocation is not finite")
         self._solver.changeColsCost(len(self._columns), self._columns, goal)
         for row, limit in enumerate(limits, self._n_rows - len(limits)):
             self._solver.changeRowBounds(row, -np.inf, float(limit))

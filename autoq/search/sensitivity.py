@@ -265,7 +265,9 @@ def least_squares_above_zero(rows: Floats, goals: Floats) -> Floats:
     unit = rows / norms
     gram, right = unit.T @ unit, unit.T @ goals
     chosen = np.array(list(product((False, True), repeat=n)))
-    systems = gram * (chosen[:, :, None] & chosen[:, None, :]) + np.eye(n) * ~chosen[:, None, :]
+    # A hair on the diagonal, for columns that are all but the same.
+    diagonal = np.eye(n) * (~chosen[:, None, :] + 1e-12)
+    systems = gram * (chosen[:, :, None] & chosen[:, None, :]) + diagonal
     found = np.linalg.solve(systems, (right * chosen)[:, :, None])[:, :, 0]
     costs = np.einsum("si,ij,sj->s", found, gram, found) - 2.0 * found @ right
     costs[(found < 0.0).any(axis=1)] = np.inf

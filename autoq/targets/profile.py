@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autoq.assembly.split_products import own_names, shared_names
 from autoq.core.errors import ModelError, RuntimeRejectedModel
 from autoq.core.layers import TensorSpec
 from autoq.graph.blocks import BlockKind, find_blocks
@@ -60,6 +61,9 @@ def _kernel_names(model: FloatModel) -> dict[str, str]:
     for block in find_blocks(model.graph):
         if block.kind is not BlockKind.MOVE:
             names.update(dict.fromkeys((block.name, *block.results), block.name))
+        if block.kind is BlockKind.LAYER and block.sources:  # the first reader pays for what layers share
+            for part in (*own_names(block.name), *shared_names(block.sources[0])):
+                names.setdefault(part, block.name)
     for node in model.graph.graph:
         if node.name in names:
             names.setdefault(str(node.outputs[0].name), str(node.name))

@@ -52,8 +52,7 @@ class LayerBuilder:
             weight: Its float weights.
             load_moments: Reads the second moments of its inputs, or says that there are none.
             moments_digest: What they are known by; empty for none.
-            load_outliers: Gives the input channels that stay float where a choice keeps outliers. They
-                follow from the statistics that the moments were collected with.
+            load_outliers: Gives the input channels that stay float where a choice keeps outliers.
         """
         self.layer = layer
         self._weight = weight
@@ -72,7 +71,10 @@ class LayerBuilder:
 
     def key(self, choice: WeightChoice) -> str:
         """Content address of a variant."""
-        return variant_key(self._weight_digest, self._moments_digest, choice)
+        known = self._moments_digest
+        if choice.keeps_outliers:  # there may be outliers where there are no moments
+            known = digest_json([known, list(self._load_outliers())])
+        return variant_key(self._weight_digest, known, choice)
 
     def build(self, choices: Sequence[WeightChoice]) -> list[Variant]:
         """Build several variants; second-order ones share one factorisation.

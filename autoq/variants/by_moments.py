@@ -105,7 +105,8 @@ class MomentCompressor:
         if choice.grid is not Grid.CODEBOOK:
             return UniformGrid.symmetric(scales, bits)
         pruned = self._pruned(choice) if choice.rounding is Rounding.NEAREST else self._rows
-        return codebook(pruned, self._diagonal, scales, bits=choice.bits, keep_zero=choice.sparsity > 0.0)
+        keep_zero = choice.sparsity > 0.0 or choice.keeps_outliers
+        return codebook(pruned, self._diagonal, scales, bits=choice.bits, keep_zero=keep_zero)
 
     def _clipped_scales(self, bits: int, granularity: Granularity) -> Float:
         if self._layer.op == "ConvTranspose":  # groups share the scales of their rows

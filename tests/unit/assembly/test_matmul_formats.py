@@ -227,14 +227,22 @@ def test_the_bias_may_stand_on_either_side_of_the_add(bench_of: BenchOf) -> None
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-@pytest.mark.parametrize("bits", [INT8.weight_bits, 4])
+@pytest.mark.parametrize(
+    ("bits", "methods"),
+    [
+        (INT8.weight_bits, {}),
+        (4, {"rounding": "gptq"}),
+        (2, {"rounding": "gptq", "grid": "codebook"}),
+        (3, {"grid": "codebook"}),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_that_keeps_outliers_is_the_sum_of_both_parts(
-    name: str, bits: int, rounding: str, bench_of: BenchOf
+    name: str, bits: int, methods: dict[str, str], bench_of: BenchOf
 ) -> None:
     product = PRODUCTS[name]
-    choice = Choice.of("int8_outlier", weight_bits=bits, rounding=rounding)
+    choice = Choice.of("int8_outlier", weight_bits=bits, **methods)
     bench, candidate, variant = prepare(product, choice, bench_of)
     outliers = bench.stitcher.plan(candidate).outliers["x"]
     x, channels = bench.calibration["x"], list(outliers.channels)
@@ -290,6 +298,36 @@ def test_layers_that_read_one_tensor_share_its_split(bench_of: BenchOf) -> None:
     assert (ops["QuantizeLinear"], ops["Gather"], ops["MatMulIntegerToFloat"]) == (2, 1, 2)
 
 
+def test_outliers_cost_the_bundle_their_floats_and_the_layer_its_own_energy(bench_of: BenchOf) -> None:
+    bench = bench_of(outlying)
+    plain, keeping = INT8, Choice.of("int8_outlier", weight_bits=INT8.weight_bits)
+    variants = [bench.stitcher.variants(bench.uniform(choice))["left"] for choice in (plain, keeping)]
+    assert variants[1].energy == variants[0].energy
+    assert variants[1].bundle_bytes > variants[0].bundle_bytes + 4 * 16  # 4 rows of 16 floats, packed
+
+
+def test_where_nothing_is_known_by_channel_no_outlier_is_kept(bench_of: BenchOf) -> None:
+    """A convolution and a product read one tensor, each along another axis."""
+
+    def build() -> onnx.ModelProto:
+        net = GraphBuilder(seed=5)
+        x = net.node("Relu", net.input("x", "batch", 32, 32))
+        left = net.node("Conv", x, net.weight("conv.weight", 8, 32, 1, fan_in=32))
+        right = net.node("MatMul", x, net.weight("fc.weight", 32, 16, fan_in=32))
+        return net.build(left=(left, ("batch", 8, 32)), right=(right, ("batch", 32, 16)))
+
+    bench = bench_of(build)
+    candidate = Candidate.of({"fc": Choice.of("int8_outlier", weight_bits=INT8.weight_bits)})
+    source = next(iter(bench.stitcher.plan(candidate).outliers))
+    assert bench.stitcher.plan(candidate).outliers[source].channels == ()
+    model = bench.build(candidate)
+    ops = bench.fused_ops(model)
+    assert (ops["MatMulIntegerToFloat"], ops["Gather"], ops["Sum"]) == (1, 0, 0)
+    floats = bench.run(bench.model.artifact)["right"]
+    assert np.abs(bench.run(model)["right"] - floats).max() < 0.05 * np.abs(floats).max()
+    assert bench.stitcher.local_error("fc", candidate.by_layer["fc"]).activation > 0.0
+
+
 def test_keeping_outliers_saves_most_of_what_static_int8_loses_to_them(bench_of: BenchOf) -> None:
     bench = bench_of(outlying)
     floats = bench.run(bench.model.artifact)["y"]
@@ -301,6 +339,11 @@ def test_keeping_outliers_saves_most_of_what_static_int8_loses_to_them(bench_of:
     assert lost(keeping) < 0.02 * lost(plain)
     told = [bench.stitcher.local_error("left", choice).activation for choice in (plain, keeping)]
     assert told[1] < 0.02 * told[0]
+    params = bench.stitcher.plan(bench.uniform(keeping)).outliers
+    [split] = params.values()
+    [weight] = (one for one in outlying().graph.initializer if one.name == "left.weight")
+    rest = np.delete(onnx.numpy_helper.to_array(weight), split.channels, axis=0)
+    assert told[1] == pytest.approx(split.params.scale**2 / 12 * np.square(rest, dtype=np.float64).sum())
 
 
 @pytest.mark.parametrize("fmt", ["int8_weight", "int8_outlier", "int8"])

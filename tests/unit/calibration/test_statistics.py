@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoq.calibration.statistics import Statistics, load_statistics, save_statistics, statistics_key
+from autoq.calibration.statistics import (
+    Statistics,
+    load_channel_maxima,
+    load_statistics,
+    save_statistics,
+    statistics_key,
+)
 from autoq.calibration.summaries import summarize
+from autoq.core.errors import InfrastructureError
 
 ENVIRONMENT = {"runtime_version": "1.2.3", "threads": 1}
 
@@ -42,6 +49,19 @@ def test_statistics_without_channel_maxima_are_loaded(tmp_path: Path) -> None:
     loaded = load_statistics(path)
     assert loaded is not None
     assert loaded.channel_maxima == {}
+
+
+def test_channel_maxima_are_read_alone_and_never_taken_for_none(
+    statistics: Statistics, tmp_path: Path
+) -> None:
+    path = tmp_path / "key.npz"
+    save_statistics(statistics, path)
+    found = load_channel_maxima(path)
+    assert {name: list(one) for name, one in found.items()} == {"a/b:0": [1.5, 0.0, 2.0], "ä": [0.25]}
+    path.write_bytes(path.read_bytes()[:-40])
+    for broken in (path, tmp_path / "missing.npz"):
+        with pytest.raises(InfrastructureError, match="damaged"):
+            load_channel_maxima(broken)
 
 
 def test_saving_leaves_no_temporary_file(statistics: Statistics, tmp_path: Path) -> None:

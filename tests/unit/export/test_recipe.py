@@ -43,6 +43,7 @@ MATMUL_CHOICES = [
     Choice.of("int8_dynamic", weight_bits=6),
     Choice.of("int8_outlier", weight_bits=5),
     Choice.of("int8_outlier", rounding="gptq"),
+    Choice.of("int8_outlier", weight_bits=3, rounding="gptq", grid="codebook"),
     Choice.of("int8_weight", granularity="block128", sparsity=0.25),
     Choice.of("int4_weight"),
     Choice.of("int4_weight", rounding="adaround"),

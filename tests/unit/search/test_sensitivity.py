@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 from small_guides import chain, layer_slot
 
-from autoq.core.choices import AS_IT_IS, Choice, Format, Rewrites
+from autoq.core.choices import AS_IT_IS, FLOAT, Choice, Format, Rewrites
 from autoq.search.guide import ErrorProbe, Guide, Option, Slot
 from autoq.search.sensitivity import (
     MAX_PROBES,
@@ -288,10 +288,63 @@ def test_a_group_costs_in_every_float_model_what_it_was_measured_to_cost_in_the_
 @given(st.integers(0, 10_000), st.integers(0, 5))
 def test_few_unknowns_are_fitted_as_a_library_does_it(seed: int, n_measured: int) -> None:
     rng = np.random.default_rng(seed)
-    measured = rng.exponential(size=(n_measured, 3)) * (rng.random((n_measured, 3)) < 0.6)
-    scales = 10.0 ** rng.uniform(-6, 6, 3)  # errors of other kinds differ by orders of magnitude
-    rows = np.concatenate((0.1 * np.eye(3), measured)) * scales
-    goals = rng.normal(1.0, 1.0, 3 + n_measured)
+    measured = rng.exponential(size=(n_measured, 5)) * (rng.random((n_measured, 5)) < 0.6)
+    scales = 10.0 ** rng.uniform(-6, 6, 5)  # errors of other kinds differ by orders of magnitude
+    rows = np.concatenate((0.1 * np.eye(5), measured)) * scales
+    goals = rng.normal(1.0, 1.0, 5 + n_measured)
     found, expected = least_squares_above_zero(rows, goals), nnls(rows, goals)[0]
     assert (found >= 0.0).all()
-    np.testing.assert_allclose(found * scales, expected * scales, atol=1e-9)
+    np.testing.assert_allclose(found * scales, expected * scales, atol=1e-7)
+
+
+def test_unknowns_that_nothing_tells_apart_are_fitted_together() -> None:
+    rows = np.array([[1e-9, 0.0], [0.0, 1e-9], [2.0, 1.0]])
+    found = least_squares_above_zero(rows, np.array([1e-9, 1e-9, 3.0]))
+    assert rows[2] @ found == pytest.approx(3.0)
+
+
+def test_a_layer_that_does_not_move_the_output_costs_nothing() -> None:
+    static = Choice.of("int8")
+    slots = tuple(
+        Slot(name, name, (Option(FLOAT, "fp32"), Option(static, "int8/channel", 2e-2, 1e-2)))
+        for name in ("first", "second", "third")
+    )
+    probes = tuple(
+        ErrorProbe(AS_IT_IS, {slot.name: 1}, divergence)
+        for slot, divergence in zip(slots, (0.3, 0.5, 0.0), strict=True)
+    )
+    guide = Guide({AS_IT_IS: slots}, (), {}, error_probes=probes)
+    costs = sensitivities(guide)[AS_IT_IS]
+    assert [cost[1] for cost in costs] == pytest.approx([0.3, 0.5, 0.0], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "activation_error", "kind"),
+    [
+        ("int8", 0.1, "static"),
+        ("int8_outlier", 0.1, "outlier"),
+        ("int8_dynamic", 0.1, "dynamic"),
+        ("int8_weight", 0.1, "block"),
+        ("int8_weight", 0.0, "weight"),  # as in an embedding, whose kernel rounds no inputs
+        ("fp16", 0.0, "weight"),
+    ],
+)
+def test_options_err_by_how_their_kernel_rounds_inputs(fmt: str, activation_error: float, kind: str) -> None:
+    assert Option(Choice.of(fmt), fmt, 0.1, activation_error).error_kind == kind
+
+
+def test_a_way_of_rounding_inputs_is_told_by_a_probe_of_its_own() -> None:
+    """Two formats with equal local errors cost what each was measured to cost."""
+    options = (
+        Option(FLOAT, "fp32"),
+        Option(Choice.of("int8"), "int8/channel", 1e-4, 1e-2),
+        Option(Choice.of("int8_outlier"), "int8_outlier/channel", 1e-4, 1e-2),
+        Option(Choice.of("int8_weight"), "int8_weight/block32", 1e-4, 1e-2),
+    )
+    slots = (Slot("fc", "fc", options),)
+    truth = {1: 0.5, 2: 0.02, 3: 0.001}
+    plans = plan_probes(Guide({AS_IT_IS: slots}, (), {}))
+    assert {plan.chosen["fc"] for plan in plans if plan.chosen} == set(truth)
+    probes = tuple(ErrorProbe(AS_IT_IS, {"fc": at}, divergence) for at, divergence in truth.items())
+    [cost] = sensitivities(Guide({AS_IT_IS: slots}, (), {}, error_probes=probes))[AS_IT_IS]
+    assert [cost[at] for at in truth] == pytest.approx(list(truth.values()), rel=0.1)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 
+from autoq.core.choices import Choice, Precision
 from autoq.graph.float_model import build_float_model
 from autoq.targets.profile import latency_shares, seconds_by_block
+from autoq.testing.bench import INT8, build_bench
 from autoq.testing.models import attention, mlp, residual_cnn, token_classifier
 
 
@@ -48,3 +51,16 @@ def test_kernels_of_layers_and_of_weightless_ops_are_summed_by_block() -> None:
     conv = next(node for node in model.graph.graph if node.name == "stem")
     seconds = {"stem": 1.0, str(conv.outputs[0].name): 2.0, add: 4.0, "ReorderOutput": 8.0}
     assert seconds_by_block(seconds, model) == {"stem": 3.0, add: 4.0}
+
+
+def test_what_stands_beside_the_kernel_of_a_split_layer_counts_with_it(tmp_path: Path) -> None:
+    """Nobody else pays for it; of what layers share, the first pays."""
+    bench = build_bench(attention(), tmp_path)
+    choice = Choice.of("int8_outlier", weight_bits=INT8.weight_bits)
+    model = bench.build(bench.uniform(choice, precision=Precision.FLOAT))
+    assert model.content is not None
+    before = {node.name for node in bench.model.graph.graph}
+    added = [node.name for node in onnx.load_from_string(model.content).graph.node if node.name not in before]
+    assert len(added) == 4 * 2 + 6 * 2  # four tensors are split, for six layers
+    spent = seconds_by_block(dict.fromkeys(added, 1.0), bench.model)
+    assert spent == {name: 2.0 if name.endswith((".k", ".v")) else 4.0 for name in bench.layer_names}

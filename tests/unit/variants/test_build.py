@@ -191,3 +191,18 @@ def test_moments_that_are_gone_are_told(op: str) -> None:
     weight = np.ones(layer.weight_shape, np.float32)
     with pytest.raises(InfrastructureError, match="moments of layer 'layer' are damaged"):
         LayerBuilder(layer, weight, lambda: None, "digest").build([WeightChoice.of(Choice.of("fp16"))])
+
+
+def test_what_keeps_outliers_is_another_variant_for_other_outliers() -> None:
+    """Also where nothing is known of second moments."""
+    layer = Layer("fc", "MatMul", (40, 6), channel_axis=1)
+    weight = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    first, second = (
+        LayerBuilder(layer, weight, load_outliers=lambda one=one: one) for one in ((1, 2), (3, 4))
+    )
+    keeping, plain = (WeightChoice.of(Choice.of(fmt)) for fmt in ("int8_outlier", "int8"))
+    assert first.key(plain) == second.key(plain)
+    assert first.key(keeping) != second.key(keeping)
+    [variant] = first.build([keeping])
+    assert not variant.weights[[1, 2]].any()
+    assert variant.weights[[3, 4]].any()

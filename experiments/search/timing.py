@@ -18,7 +18,7 @@ from autoq.preparation import keys_of, prepare, prepare_sources, workbench_facto
 from autoq.spec.loading import load_spec
 
 N_INTERVALS, N_RANKED, APART = 100, 10, 0.03
-BLOCKS_S, N_REPEATS = (0.05, 0.02, 0.01, 0.005), 20
+BLOCKS_S, N_REPEATS = (0.05, 0.02, 0.01, 0.005, 0.0025), 20
 EFFORT = TimingSettings().search
 
 

@@ -117,7 +117,7 @@ class _Written:
 
     def assemble(self, candidate: Candidate) -> AssembledModel:
         measured = self.point.measurement
-        return AssembledModel(self.written, measured.size.bundle_bytes, measured.storage_only)
+        return AssembledModel(self.written, lambda: measured.size.bundle_bytes, measured.storage_only)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -120,7 +121,8 @@ class Stitcher:
             for name, choice in self._choices(candidate).items()
             if not self._is_native(self._layers[name], choice)
         )
-        return AssembledModel(artifact, self._bundle_bytes(artifact, candidate, variants), storage_only)
+        estimate = partial(self._bundle_bytes, artifact, candidate, variants)
+        return AssembledModel(artifact, estimate, storage_only)
 
     def _bundle_bytes(
         self, artifact: ModelArtifact, candidate: Candidate, variants: Mapping[str, Variant]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from autoq.core.packing import packed_bytes
 from autoq.core.transforms import Transform
@@ -29,15 +31,19 @@ class BundleEstimator:
         view = memoryview(content)
         spans = find_spans(view)
         skeleton = packed_bytes(skeleton_of(view, spans), (Transform.PLAIN,))
-        tensors = sum(self._tensor_bytes(span, view) for span in spans)
+        with ThreadPoolExecutor() as pool:  # the coders let go of Python while they work
+            tensors = sum(pool.map(partial(self._tensor_bytes, content=view), spans))
         return skeleton + tensors + _FIXED_BYTES + _TENSOR_BYTES * len(spans)
 
     def _tensor_bytes(self, span: Span, content: memoryview) -> int:
+        """Look a tensor up, or pack it. Runs in threads: at worst two pack the same."""
         tensor = span.of(content)
         # A collision of checksums would make an estimate wrong and nothing else.
         key = (span.data_type, span.size, zlib.crc32(tensor.data))
-        if key not in self._known:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = packed_bytes(tensor, span.transforms)
-        return self._known[key]
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        found = self._known[key] = packed_bytes(tensor, span.transforms)
+        return found

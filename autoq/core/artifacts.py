@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,5 +86,10 @@ class AssembledModel:
     """A candidate as the model that would be deployed."""
 
     artifact: ModelArtifact
-    bundle_bytes: int  # estimate of the storage bundle
+    estimate_bundle: Callable[[], int]  # asked once, and only where somebody wants to know
     storage_only: tuple[str, ...]  # layers whose bits save bytes but no time
+
+    @cached_property
+    def bundle_bytes(self) -> int:
+        """Estimate of the storage bundle."""
+        return self.estimate_bundle()

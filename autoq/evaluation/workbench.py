@@ -173,10 +173,10 @@ class Workbench:
         parts = _Parts()
         with parts.timed("build"):
             built = self._assembler.assemble(candidate)
+            size = Size(built.artifact.size_bytes, built.bundle_bytes)
         with self._loaded(built, parts) as session:
             with parts.timed("latency"):
                 latency = self._time(session, candidate, self._settings.timing.search)
-            size = Size(built.artifact.size_bytes, built.bundle_bytes)
             with parts.timed("accuracy"):
                 scored = self._search.score(session, self._stopping(latency, size))
         if scored.values is not None:

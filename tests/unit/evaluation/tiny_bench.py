@@ -69,7 +69,7 @@ class RandomAssembler:
     def assemble(self, candidate: Candidate) -> AssembledModel:
         """Return the noisy classifier, or one that is hardly noisier if anything is compressed."""
         noise = 1.001 * self._noise if candidate.choices else self._noise
-        return AssembledModel(random_model(noise), bundle_bytes=64, storage_only=())
+        return AssembledModel(random_model(noise), estimate_bundle=lambda: 64, storage_only=())
 
 
 def split_of(n_examples: int, *, seed: int = 1) -> Split:
@@ -100,14 +100,14 @@ class TinyAssembler:
         """Return the classifier with rounded weights."""
         choice = candidate.by_layer.get("fc", FLOAT)
         if choice == FLOAT:
-            return AssembledModel(self.float_model(), bundle_bytes=64, storage_only=())
+            return AssembledModel(self.float_model(), estimate_bundle=lambda: 64, storage_only=())
         if choice.format is Format.INT4_WEIGHT:
             raise TrialError("no tensor for fc")
         step = np.float32(np.abs(WEIGHT).max() / 2 ** (choice.weight_bits - 1))
         weight = np.round(WEIGHT / step) * step
         if choice.format is Format.INT8_DYNAMIC:
             weight = weight * np.float32(np.nan)
-        return AssembledModel(linear_model(weight), bundle_bytes=64, storage_only=("fc",))
+        return AssembledModel(linear_model(weight), estimate_bundle=lambda: 64, storage_only=("fc",))
 
 
 def build_workbench(

@@ -92,9 +92,10 @@ def _agreement(foretold: Any, measured: Any) -> dict[str, Any]:
 
 
 def _guide(app: SharingApp, runs: Sequence[Run]) -> Guide:
-    """The guide of the model's searches: the one that knows its layers."""
+    """The guide of the model's searches: of those that know its layers the latest."""
     layers = set(app.trials(runs[0].name)[0].candidate.by_layer)
-    for path in sorted((app.home.cache / "guides").glob("*.json")):
+    paths = (app.home.cache / "guides").glob("*.json")
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
         guide = Guide.from_json(json.loads(path.read_text()))
         if layers == {slot.name for slot in guide.usual if slot.is_layer}:
             return guide

@@ -161,7 +161,7 @@ class SmallerWhenCoarse(TinyAssembler):
 
     def assemble(self, candidate: Candidate) -> Any:
         bits = candidate.by_layer["fc"].weight_bits
-        return replace(super().assemble(candidate), bundle_bytes=8 * bits)
+        return replace(super().assemble(candidate), estimate_bundle=lambda: 8 * bits)
 
 
 def test_whoever_costs_less_on_some_axis_is_not_raced() -> None:

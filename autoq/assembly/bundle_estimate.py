@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from autoq.core.packing import packed_bytes
 from autoq.core.transforms import Transform
@@ -31,12 +29,11 @@ class BundleEstimator:
         view = memoryview(content)
         spans = find_spans(view)
         skeleton = packed_bytes(skeleton_of(view, spans), (Transform.PLAIN,))
-        with ThreadPoolExecutor() as pool:  # the coders let go of Python while they work
-            tensors = sum(pool.map(partial(self._tensor_bytes, content=view), spans))
+        tensors = sum(self._tensor_bytes(span, view) for span in spans)
         return skeleton + tensors + _FIXED_BYTES + _TENSOR_BYTES * len(spans)
 
     def _tensor_bytes(self, span: Span, content: memoryview) -> int:
-        """Look a tensor up, or pack it. Runs in threads: at worst two pack the same."""
+        """Look a tensor up, or pack it."""
         tensor = span.of(content)
         # A collision of checksums would make an estimate wrong and nothing else.
         key = (span.data_type, span.size, zlib.crc32(tensor.data))

@@ -1,8 +1,8 @@
 """Rewrite: the Add before a layer norm becomes a Sum, which no runtime joins with the norm.
 
-ONNX Runtime joins Add and LayerNormalization into SkipLayerNormalization, whose CPU kernel takes 5 to 9
-times as long as both apart (1.31, AVX512, widths 64 to 4096, 8 to 256 rows): of an int8 MiniLM every
-third microsecond went there. Where the Add is chosen int8 it is written as an Add again.
+ONNX Runtime joins Add and LayerNormalization into SkipLayerNormalization, whose CPU kernel takes several
+times as long as both apart: of an int8 MiniLM a quarter of the time went there (`experiments/search`, part
+`handmade`, has both). Where the Add is chosen int8 it is written as an Add again.
 """
 
 from __future__ import annotations

@@ -33,14 +33,11 @@ class BundleEstimator:
         return skeleton + tensors + _FIXED_BYTES + _TENSOR_BYTES * len(spans)
 
     def _tensor_bytes(self, span: Span, content: memoryview) -> int:
-        """Look a tensor up, or pack it."""
         tensor = span.of(content)
         # A collision of checksums would make an estimate wrong and nothing else.
         key = (span.data_type, span.size, zlib.crc32(tensor.data))
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        found = self._known[key] = packed_bytes(tensor, span.transforms)
-        return found
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = packed_bytes(tensor, span.transforms)
+        return self._known[key]

@@ -1,4 +1,4 @@
-"""Rewrite: the Add before a layer norm becomes a Sum, which no runtime joins with the norm.
+"""Rewrite: the Add before a layer norm becomes a Sum, which is not joined with the norm.
 
 ONNX Runtime joins Add and LayerNormalization into SkipLayerNormalization, whose CPU kernel takes several
 times as long as both apart: of an int8 MiniLM a quarter of the time went there (`experiments/search`, part

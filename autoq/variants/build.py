@@ -92,7 +92,9 @@ class LayerBuilder:
                 f"the second moments of layer {self.layer.name!r} are damaged",
                 hint="delete the cache folder of the home",
             )
-        found = self._build([one for one in choices if not one.keeps_outliers], self._weight, moments)
+        found: dict[WeightChoice, Variant] = {}
+        if whole := [one for one in choices if not one.keeps_outliers]:
+            found |= self._build(whole, self._weight, moments)
         if split := [one for one in choices if one.keeps_outliers]:
             found |= self._build_split(split, moments)
         return [found[choice] for choice in choices]

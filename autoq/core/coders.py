@@ -100,14 +100,18 @@ def decode(coder: int, stored: bytes, size: int) -> Bytes:
 
 
 def estimate(stream: Bytes) -> int:
-    """Return about how many bytes `encode` would store, some fifty times faster: a trial waits for it."""
-    content = stream.tobytes()
-    zstd = len(_zstd(content, _FAST_LEVEL))
-    ans = _ans_bytes(stream)
-    if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
+    """Return about how many bytes `encode` would store, some hundred times faster: a trial waits for it.
+
+    Of a long stream a sample is looked at, unless bytes say much about those after them.
+    """
+    sample = _sample(stream) if stream.size > _SAMPLE_BYTES else stream
+    scale = stream.size / max(sample.size, 1)
+    zstd = round(scale * len(_zstd(sample.tobytes(), _FAST_LEVEL)))
+    ans = _ans_bytes(sample, scale)
+    if zstd < _DEPENDENT * ans:
         if stream.size <= _SMALL_BYTES:
             return min(len(content) for _, content in _slow(stream))
-        zstd = min(zstd, len(_zstd(content, _ESTIMATE_LEVEL)))
+        zstd = min(zstd, len(_zstd(stream.tobytes(), _ESTIMATE_LEVEL)))
     return min(stream.size, zstd, ans)
 
 
@@ -143,14 +147,15 @@ def _frequencies(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint16]:
     return np.asarray(np.clip(shares, 1, _FREQUENCY_SUM - 1), np.uint16)
 
 
-def _ans_bytes(stream: Bytes) -> int:
-    if not stream.size:
+def _ans_bytes(sample: Bytes, scale: float) -> int:
+    """Bytes that a stream takes which is so many times as long as the sample."""
+    if not sample.size:
         return 0
-    counts = np.bincount(stream, minlength=256)
+    counts = np.bincount(sample, minlength=256)
     counts = counts[counts > 0]
     frequencies = _frequencies(counts)
     bits = -np.log2(frequencies / frequencies.sum(dtype=np.int64)) @ counts
-    return _PRESENT_BYTES + 2 * counts.size + 4 * (int(bits / 32) + 1)
+    return _PRESENT_BYTES + 2 * counts.size + 4 * (int(scale * bits / 32) + 1)
 
 
 def _encode_ans(stream: Bytes) -> bytes:

@@ -90,18 +90,16 @@ def _check_sizes(transform: Transform, declared: list[int], size: int) -> None:
 
 def _tried(chunk: Bytes, transforms: Sequence[Transform]) -> list[tuple[Transform, list[Bytes]]]:
     """Every transform that may pay, with its streams; the first always."""
-    found: list[tuple[Transform, list[Bytes]]] = []
-    for transform in transforms:
-        streams = split(transform, chunk)
-        if transform in _SPARSE and found and _zero_share(streams) < _MANY_ZEROS:
-            continue
-        found.append((transform, streams))
-    return found
+    return [
+        (transform, split(transform, chunk))
+        for position, transform in enumerate(transforms)
+        if position == 0 or transform not in _SPARSE or _zero_share(chunk, transform) >= _MANY_ZEROS
+    ]
 
 
-def _zero_share(sparse: list[Bytes]) -> float:
-    bitmap, nonzeros = sparse
-    return 1.0 - nonzeros.size / max(8 * bitmap.size, 1)
+def _zero_share(chunk: Bytes, sparse: Transform) -> float:
+    [values] = split(Transform.NIBBLES if sparse is Transform.SPARSE_NIBBLES else Transform.PLAIN, chunk)
+    return 1.0 - np.count_nonzero(values) / max(values.size, 1)
 
 
 def _estimated(streams: list[Bytes]) -> int:

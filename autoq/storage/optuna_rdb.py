@@ -16,7 +16,15 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.orm import Session
 
 from autoq.core.errors import StoreError, StoreUnavailable
-from autoq.storage.engine import connect_arguments, is_sqlite, opening, schema_lock, shown, working
+from autoq.storage.engine import (
+    connect_arguments,
+    flush_seldom,
+    is_sqlite,
+    opening,
+    schema_lock,
+    shown,
+    working,
+)
 
 
 class BatchedRDBStorage(RDBStorage):
@@ -55,13 +63,16 @@ def open_storage(engine: Engine) -> BatchedRDBStorage:
     url = engine.url
     try:
         with opening(url), schema_lock(engine):
-            return BatchedRDBStorage(_template_of(url), engine_kwargs=_engine_arguments(url))
+            storage = BatchedRDBStorage(_template_of(url), engine_kwargs=_engine_arguments(url))
     # RuntimeError is what Optuna raises for tables of another version.
     except (RuntimeError, optuna.exceptions.StorageInternalError) as error:
         raise StoreError(
             f"Optuna cannot keep its study in the store {shown(url)}: {error}",
             hint="give autoq a database of its own",
         ) from error
+    if is_sqlite(url):
+        flush_seldom(storage.engine)
+    return storage
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from autoq.core.errors import StoreError
 from autoq.search.records import TrialState
 from autoq.storage.engine import create_engine, parse_url
 from autoq.storage.ledger import SqlLedger
+from autoq.storage.optuna_rdb import open_storage
 from autoq.storage.schema import REVISIONS, VERSION_TABLE, current_revision, upgrade
 from autoq.storage.study import StudyLedger
 from autoq.storage.tables import METADATA, SEARCHES, Json
@@ -177,6 +178,15 @@ def test_sqlite_keeps_its_writers_and_readers_apart(sqlite_url: str) -> None:
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     engine.dispose()
+
+
+def test_commits_do_not_wait_for_the_disk(sqlite_url: str) -> None:
+    SqlLedger(sqlite_url).close()
+    ours = create_engine(parse_url(sqlite_url))
+    for engine in (ours, open_storage(ours).engine):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
+        engine.dispose()
 
 
 def test_the_ledger_loads_without_optuna() -> None:

@@ -10,15 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import numpy as np
 
-from autoq.calibrating import Source, SourceKeys, build_candidate, foreseeable, rewrites_of
+from autoq.calibrating import Source, SourceKeys, build_candidate
 from autoq.core.choices import Candidate, Rewrites, Rounding
 from autoq.core.digests import canonical_json
 from autoq.core.errors import (
@@ -30,6 +27,7 @@ from autoq.core.errors import (
     UserError,
 )
 from autoq.core.measurements import Baseline
+from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
 from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
@@ -44,27 +42,24 @@ from autoq.preparation import (
     prepare,
     prepare_sources,
     prepare_variants,
-    time_float_model,
     timed,
 )
+from autoq.recording import StudyHook, TrackingHook
 from autoq.search.engine import Plan, Services, Stop, run_search
-from autoq.search.finals import MAX_FINALISTS, run_finals
+from autoq.search.finals import run_finals
 from autoq.search.guide import Guide
 from autoq.search.outcome import Outcome, Point, build_outcome
 from autoq.search.ports import SearchListener, TrialRunner
 from autoq.search.records import SearchRecord, SearchState, TrialRecord
-from autoq.search.strategies import GUIDED, create_strategy
+from autoq.search.strategies import GUIDED
 from autoq.spec.loading import spec_digest, spec_from_json
 from autoq.spec.schema import SearchSpec
 from autoq.storage.ledger import SqlLedger
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
-
+    from autoq.examining import Doctor
     from autoq.reporting.comparison import Comparison
     from autoq.reporting.pictures import Content
-    from autoq.storage.study import StudyLedger
     from autoq.tracking.mlflow_tracking import MlflowTracker
     from autoq.tracking.onnx_model import DeployedModel
     from autoq.tracking.resilient import ResilientTracker
@@ -73,29 +68,6 @@ _log = logging.getLogger("autoq")
 
 # A baseline's latency and noise floor are of their hour: a machine gets busier, warmer, quieter.
 _BASELINE_KEEPS_S = 3600.0
-_LOUD = 0.05  # noise floor that hides what most candidates differ by
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a search will cost, said before it starts."""
-
-    n_trials: int
-    n_anchors: int
-    search_s: float  # trials, upper estimate
-    finals_s: float  # final round, upper estimate
-    disk_bytes: int
-    refusals: tuple[str, ...]  # what the target will not run, one line each
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """What this machine is fit for."""
-
-    environment: dict[str, Any]  # of the default target
-    versions: dict[str, str]
-    noise_floor: float | None  # half-width, as a fraction, of what two sessions of one model differ by
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +99,7 @@ class App:
 
     def estimate(self, spec: SearchSpec, listener: SearchListener) -> Estimate:
         """Prepare as a search would, measure nothing, store nothing, and say what it would cost."""
-        return _estimate(prepare(spec, self.home, listener))
+        return estimate_cost(prepare(spec, self.home, listener))
 
     def search(
         self,
@@ -168,7 +140,7 @@ class App:
             with self._owning(spec.name):
                 known = self.ledger.load_search(spec.name)
                 ready.baseline = known.baseline if known else self._recent_baseline(ready, listener)
-                on_estimate(_estimate(ready))
+                on_estimate(estimate_cost(ready))
                 return self._run(ready, known, child, listener, should_stop)
 
     @contextmanager
@@ -231,11 +203,11 @@ class App:
                 record = record.but(preparation_s=dict(ready.seconds))
             _log.info("preparation took %s", _seconds_text(ready.seconds))
             plan = _plan(ready, guide)
-            tracking = _TrackingHook(tracker, record, spec)
+            tracking = TrackingHook(tracker, record, spec)
             if not is_prepared:
                 with runner.turn():  # writing to MLflow must not disturb another search's timing
                     tracking.open()
-            hooks = (_StudyHook(self.home, record, plan), tracking)
+            hooks = (StudyHook(self.home, record, plan), tracking)
 
             def build_ahead(candidate: Candidate) -> None:
                 build_candidate(self.home, sources, candidate)
@@ -479,6 +451,8 @@ class App:
 
     def doctor(self) -> Doctor:
         """Describe runtimes and CPU, and measure the noise floor."""
+        from autoq.examining import examine_machine
+
         return examine_machine()
 
     # --- caches ----------------------------------------------------------------------------------
@@ -507,36 +481,6 @@ class App:
             path.unlink(missing_ok=True)
             freed += size
         return freed
-
-
-def examine_machine() -> Doctor:
-    """Describe runtimes and CPU, and measure the noise floor on a small reference model."""
-    from autoq.evaluation.timing import TimingSettings, measure_control
-    from autoq.graph.reference_model import INPUT, SHAPE, reference_model
-    from autoq.targets.cpu import this_cpu
-    from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
-
-    cpu, target, model = this_cpu(), OnnxRuntimeTarget(), reference_model()
-    feeds = [{INPUT: np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)}]
-    with machine_clock():
-        control = measure_control(lambda: target.open(model), feeds, TimingSettings(), seed=0)
-    warnings = []
-    if cpu.saturates:
-        warnings.append("u8 x s8 saturates without VNNI: int8 weights are limited to 7 bits")
-    if not cpu.instruction_sets:
-        warnings.append("the instruction sets of this CPU are unknown")
-    if control.noise_floor > _LOUD:
-        warnings.append(
-            f"timings differ by ±{control.noise_floor:.1%} for no reason: is something else running?"
-        )
-    return Doctor(target.environment(), versions(), control.noise_floor, tuple(warnings))
-
-
-def versions() -> dict[str, str]:
-    """Versions of autoq and of what decides its results."""
-    names = ("autoq", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "optuna", "mlflow", "sqlalchemy",
-             "torch", "numpy")  # fmt: skip
-    return {name: version(name) for name in names}
 
 
 @contextmanager
@@ -608,93 +552,6 @@ def _check_same_measure(known: SearchRecord, ready: Preparation) -> None:
             )
 
 
-class _StudyHook:
-    """Keeps the Optuna study in the database in step with the ledger."""
-
-    part = "store"
-
-    def __init__(self, home: Home, record: SearchRecord, plan: Plan) -> None:
-        self._home, self._record, self._plan, self._goals = home, record, plan, plan.goals
-        self._frozen: list[FrozenTrial] = []
-        self._is_open = False
-
-    def sync(self, trials: Sequence[TrialRecord]) -> None:
-        """Add the trials that the study has not heard of; a new study waits for the first of them.
-
-        Raises:
-            StoreError: The database has a study of that name which is not this search's.
-        """
-        from autoq.storage.study import study_exists
-
-        if not trials and not study_exists(self._home.storage_url, self._record.name):
-            return
-        self._is_open = True
-        self._frozen = [self._freeze(trial) for trial in trials]
-        self._study.sync(self._frozen)
-
-    def on_trial_recorded(self, trial: TrialRecord) -> None:
-        """Add one trial; before the study is open they wait for the next `sync`."""
-        if self._is_open:
-            self._frozen.append(self._freeze(trial))
-            self._study.sync(self._frozen)
-
-    @cached_property
-    def _study(self) -> StudyLedger:
-        from autoq.storage.study import StudyLedger
-
-        return StudyLedger(
-            self._home.storage_url,
-            self._record.name,
-            directions=self._goals.directions,
-            metric_names=[str(objective) for objective in self._goals.objectives],
-        )
-
-    @cached_property
-    def _distributions(self) -> Mapping[str, BaseDistribution]:
-        assert self._record.baseline is not None
-        return create_strategy(self._plan, self._record.baseline).distributions
-
-    def _freeze(self, trial: TrialRecord) -> FrozenTrial:
-        from autoq.search.studies import to_frozen
-
-        assert self._record.baseline is not None
-        frozen = to_frozen(trial, self._goals, self._record.baseline, self._distributions)
-        frozen.number = trial.number
-        return frozen
-
-
-class _TrackingHook:
-    """Shows trials in MLflow while the search runs."""
-
-    part = "track"
-
-    def __init__(self, tracker: ResilientTracker, record: SearchRecord, spec: SearchSpec) -> None:
-        self._tracker, self._record, self._goals = tracker, record, spec.goals
-        self._is_open = False
-
-    def open(self) -> None:
-        """Open the run of the search, unless it is open."""
-        if not self._is_open:
-            self._tracker.start_search(self._record)
-            self._is_open = True
-
-    def sync(self, trials: Sequence[TrialRecord]) -> None:
-        """Add the trials that MLflow has not heard of; while there is none, MLflow is not woken up."""
-        if trials:
-            self.open()
-        for trial in trials:
-            self.on_trial_recorded(trial)
-
-    def on_trial_recorded(self, trial: TrialRecord) -> None:
-        """Add one trial; before the run is open they wait for the next `sync`."""
-        if not self._is_open:
-            return
-        measured, baseline = trial.measurement, self._record.baseline
-        assert baseline is not None
-        feasible = measured is not None and self._goals.feasible(measured, baseline)
-        self._tracker.log_trial(self._record, trial, feasible=feasible)
-
-
 def _check_deterministic(baseline: Baseline, spec: SearchSpec, listener: SearchListener) -> None:
     """Say that a model's outputs change from run to run, and refuse if no drop so small can be told.
 
@@ -728,37 +585,6 @@ def _plan(ready: Preparation, guide: Guide | None) -> Plan:
         patience=search.patience,
         guide=guide,
         finalist_rounding=None if search.finalist_rounding is None else Rounding(search.finalist_rounding),
-    )
-
-
-def _estimate(ready: Preparation) -> Estimate:
-    """Bound the cost from above: every trial takes the float model's time and the whole timing budget."""
-    spec = ready.spec
-    run_s = time_float_model(ready) if ready.baseline is None else ready.baseline.latency_ms / 1e3
-    n_runs = ready.data.search.n_examples / ready.target.batch_size
-    trial_s = spec.timing.search_s + n_runs * run_s
-    search_s = spec.search.trials * trial_s
-    if spec.search.time_budget_s is not None:
-        search_s = min(search_s, spec.search.time_budget_s)
-    n_test = 0 if ready.data.test is None else ready.data.test.n_examples
-    finals_s = MAX_FINALISTS * (spec.timing.final_s + n_test / ready.target.batch_size * run_s)
-    sizes = {layer.name: layer.n_params for layer in ready.model.summary.layers}
-    n_narrower = ready.width_rule.n_narrower  # anchors, and float models: which widths is decided later
-    all_rewrites = rewrites_of(ready.space, ready.anchors)
-    variants = sum(
-        sizes[name] for one in all_rewrites for name, _ in foreseeable(ready.space, ready.anchors, one)
-    )
-    refusals = tuple(
-        f"{refusal.what} on {len(refusal.layers)} layers: {refusal.reason}"
-        for refusal in ready.space.refusals
-    )
-    return Estimate(
-        n_trials=spec.search.trials,
-        n_anchors=len(ready.anchors) + n_narrower,
-        search_s=search_s,
-        finals_s=finals_s,
-        disk_bytes=variants + 2 * (len(all_rewrites) + n_narrower) * ready.model.summary.size_bytes,
-        refusals=refusals,
     )
 
 

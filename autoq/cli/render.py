@@ -14,9 +14,10 @@ from autoq.cli.views import model_name, repeated_number
 from autoq.core.groups import Role
 
 if TYPE_CHECKING:
-    from autoq.app import CacheUse, Doctor
+    from autoq.app import CacheUse
     from autoq.core.groups import Grouping
     from autoq.core.measurements import Baseline, Measurement
+    from autoq.examining import Doctor
     from autoq.inspecting import Inspection
     from autoq.search.outcome import Outcome, Point
     from autoq.search.records import SearchRecord, TrialRecord

@@ -22,7 +22,7 @@ from autoq.core.errors import InfrastructureError
 from autoq.search.records import SearchState
 
 if TYPE_CHECKING:
-    from autoq.app import Estimate
+    from autoq.estimating import Estimate
     from autoq.search.outcome import Outcome
     from autoq.search.ports import SearchListener
     from autoq.spec.schema import SearchSpec

@@ -15,8 +15,8 @@ from autoq.search.outcome import metric_name
 from autoq.search.records import SearchState
 
 if TYPE_CHECKING:
-    from autoq.app import Estimate
     from autoq.core.measurements import Baseline
+    from autoq.estimating import Estimate
     from autoq.search.outcome import Outcome, Point
 
 # How each bound reads: what is bounded, and how a value of it is written.

@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoq.app import CacheUse, Doctor, Estimate
+    from autoq.app import CacheUse
+    from autoq.estimating import Estimate
+    from autoq.examining import Doctor
     from autoq.inspecting import ChoiceError, Inspection, Sensitivity
     from autoq.search.outcome import Outcome
     from autoq.search.records import SearchRecord, TrialRecord

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from autoq.app import App, Doctor
+from autoq.app import App
+from autoq.examining import Doctor
 from autoq.search.records import SearchState
 from autoq.spec.schema import SearchSpec
 from autoq.testing.models import residual_cnn

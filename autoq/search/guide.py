@@ -32,6 +32,11 @@ class Option:
         return self.what in (FLOAT, Precision.FLOAT)
 
     @property
+    def format(self) -> str:
+        """What it computes in, whatever its granularity."""
+        return str(self.what.format if isinstance(self.what, Choice) else self.what)
+
+    @property
     def error_kind(self) -> str:
         """How activations are rounded: options of one kind err alike."""
         if isinstance(self.what, Precision):

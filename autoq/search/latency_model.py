@@ -6,8 +6,10 @@ A candidate's time, as a share of the float model's, is taken to be
 
 with one γ for quantising and one for dequantising.
 
-The profile gives every β a mean. Measurements correct it by factors that kernels, slots of one op and
-shape, and single slots have of their own, each with a normal prior: Bayesian linear regression. The
+The profile gives every β a mean. Measurements correct it by factors that formats, kernels of one format,
+slots of one op and shape, and single slots have of their own, each with a normal prior: Bayesian linear
+regression. Kernels of one format differ by little (scales per tensor or per channel): told apart by what
+the profile says of each, the faster of two would be the one that was measured in a quieter moment. The
 conversions are not optional: one int8 layer between floats is often slower than none, and tables that
 only add layers up cannot say so.
 """
@@ -34,7 +36,8 @@ _TYPICAL = {
     "int8_weight": 0.75,
     "int4_weight": 0.75,
 }
-_KERNEL_SD, _TIE_SD, _SLOT_SD = 0.25, 0.2, 0.15  # relative, of a slot's time
+_FORMAT_SD, _KERNEL_SD, _TIE_SD, _SLOT_SD = 0.25, 0.05, 0.2, 0.15  # relative, of a slot's time
+_N_KINDS = 4  # of effects that an option has
 _REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
 _REWRITE_SD = 0.05
 _CONVERSION_MEAN, _CONVERSION_SD = 0.1, 0.2  # of converting every tensor one way, by number and by elements
@@ -117,7 +120,7 @@ _Columns = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 class _Features:
-    """Effects of a guide: t0, rewrites, conversions, then kernels, ties and slots, times the slot's time."""
+    """Effects of a guide: t0, rewrites, conversions; formats, kernels, ties and slots, by the slot's time."""
 
     def __init__(self, guide: Guide) -> None:
         self._guide = guide
@@ -136,19 +139,18 @@ class _Features:
         at += 4
         index: dict[tuple[str, ...], int] = {}
         sds: list[float] = [_REST_SD, *([_REWRITE_SD] * len(guide.rewrites)), *([_CONVERSION_SD] * 4)]
-        self._columns: dict[Rewrites, list[_Columns]] = {}  # (options, 3) of each slot
+        self._columns: dict[Rewrites, list[_Columns]] = {}  # (options, kinds) of each slot
         for rewrites, slots in guide.slots.items():
             self._columns[rewrites] = []
             for slot in slots:
                 rows = []
                 for option in slot.options:
-                    keys = [(option.kernel,), (option.kernel, slot.tie), (option.kernel, slot.tie, slot.name)]
-                    for key, sd in zip(keys, (_KERNEL_SD, _TIE_SD, _SLOT_SD), strict=True):
+                    for key, sd in _effects_of(slot, option).items():
                         if key not in index:
                             index[key] = at + len(index)
                             sds.append(sd)
-                    rows.append([index[key] for key in keys])
-                self._columns[rewrites].append(np.array(rows, np.int64).reshape(len(slot.options), 3))
+                    rows.append([index[key] for key in _effects_of(slot, option)])
+                self._columns[rewrites].append(np.array(rows, np.int64).reshape(len(slot.options), _N_KINDS))
         self.sds: Floats = np.array(sds)
         names = {slot.name: position for position, slot in enumerate(guide.usual)}
         self._borders = [
@@ -178,7 +180,7 @@ class _Features:
                 zip(self._means[rewrites], self._columns[rewrites], strict=True)
             ):
                 time = means[table[mine, slot]]
-                for kind in range(3):
+                for kind in range(_N_KINDS):
                     design[mine, columns[table[mine, slot], kind]] += time
         integer = [flags[table[:, slot]] for slot, flags in enumerate(self._guide.integer)]
         for (writer, reader, _), weights in zip(self._borders, self._border_weights, strict=True):
@@ -196,7 +198,7 @@ class _Features:
                 int(column)
                 for of_slots in self._columns.values()
                 for columns in of_slots
-                for column in set(columns[:, 2])
+                for column in set(columns[:, -1])
             ]
         ] = 1.0
         converted = design[:, self._of_borders].sum(axis=1) * _CONVERSION_MEAN
@@ -217,8 +219,21 @@ class _Features:
         return prices
 
 
+def _effects_of(slot: Slot, option: Option) -> dict[tuple[str, ...], float]:
+    """What a slot's time with an option may differ by from the profile's, with standard deviations.
+
+    The last is of the slot and format alone.
+    """
+    return {
+        ("format", option.format): _FORMAT_SD,
+        ("kernel", option.kernel): _KERNEL_SD,
+        ("tie", option.format, slot.tie): _TIE_SD,
+        ("slot", option.format, slot.tie, slot.name): _SLOT_SD,
+    }
+
+
 def _prior_means(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, float]]) -> list[Floats]:
-    """Expected time of each option; options that were not profiled are set in relation to float.
+    """Expected time of each option: its format's; what was not profiled is set in relation to float.
 
     Layers that the profile does not know share what it gives to no slot: at zero nothing would be learnt
     of them. A weightless op that is missing was fused into its neighbour.
@@ -230,9 +245,18 @@ def _prior_means(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, floa
     means = []
     for slot, kernels, time, is_unknown in zip(slots, found, of_float, unknown, strict=True):
         usual = left if is_unknown else time or 0.0
-        times = [kernels.get(one.kernel, usual * _typical(one)) for one in slot.options]
+        by_format = _mean_by_format(slot, kernels)
+        times = [by_format.get(one.format, usual * _typical(one)) for one in slot.options]
         means.append(np.array(times, np.float64))
     return means
+
+
+def _mean_by_format(slot: Slot, profiled: Mapping[str, float]) -> dict[str, float]:
+    kernels = {one.kernel: one.format for one in slot.options if one.kernel in profiled}
+    return {
+        name: float(np.mean([profiled[kernel] for kernel, of in kernels.items() if of == name]))
+        for name in set(kernels.values())
+    }
 
 
 def _typical(option: Option) -> float:

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from small_guides import LatencyLaw, chain, draw_stitches
+from small_guides import LatencyLaw, chain, choice_option, draw_stitches
 
-from autoq.core.choices import AS_IT_IS, Rewrites
+from autoq.core.choices import AS_IT_IS, Choice, Rewrites
+from autoq.core.choices import FLOAT as FLOAT_CHOICE
 from autoq.search.allocation import Allocator
-from autoq.search.guide import Floats, Guide, Stitch
+from autoq.search.guide import Floats, Guide, Slot, Stitch
 from autoq.search.latency_model import LatencyModel, Timing
 from autoq.search.probing import plan_timings
 
@@ -130,6 +131,21 @@ def test_without_timings_the_profile_speaks() -> None:
     assert mean[:2] == pytest.approx([1.0, 0.2 + 0.01 * (1 + 2 + 3 + 4)])
     assert mean[1] < mean[2] < mean[0]  # what nobody profiled lies between, as it usually does
     assert (sd > 0.05 * mean).all()
+
+
+def test_a_kernel_that_was_profiled_in_a_quiet_moment_is_not_taken_for_a_faster_one() -> None:
+    """Scales per tensor or per channel: one kernel, of which a profile gives two readings."""
+    names = [f"layer{at:02}" for at in range(4)]
+    choices = [FLOAT_CHOICE, Choice.of("int8"), Choice.of("int8", granularity="tensor")]
+    slot = Slot("", "Conv", tuple(choice_option(choice) for choice in choices))
+    slots = tuple(replace(slot, name=name) for name in names)
+    readings = {"fp32": 0.25, "int8/channel": 0.12, "int8/tensor": 0.08}
+    guide = Guide({AS_IT_IS: slots}, (), dict.fromkeys(names, readings))
+    per_channel, per_tensor = (uniform(guide, option) for option in (1, 2))
+    assert LatencyModel(guide).predict([per_channel, per_tensor])[0] == pytest.approx([0.4, 0.4])
+    only_one = {name: {"fp32": 0.25, "int8/channel": 0.12} for name in names}
+    mean, _ = LatencyModel(replace(guide, kernel_ratios=only_one)).predict([per_tensor])
+    assert mean == pytest.approx([0.48])
 
 
 def test_a_profile_that_knows_nothing_still_leaves_something_to_learn() -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.graph.float_model import FloatModel
 from autoq.home import Home
 from autoq.preparation import Preparation, timed
-from autoq.search.anchors import Anchor
 from autoq.search.guide import Border, ErrorProbe, Guide, LatencyProbe, Option, Slot
 from autoq.search.ports import SearchListener, TrialRunner
 from autoq.search.probing import plan_timings, run_error_probes, run_latency_probes
@@ -33,7 +32,7 @@ from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 5  # part of every key; raise it when a guide means something else
+_VERSION = 6  # part of every key; raise it when a guide means something else
 
 
 def build_guide(
@@ -255,7 +254,7 @@ def _kernel_ratios(
     """
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     owner = {name: slot.name for slot in slots for name in (slot.ops or (slot.name,))}
-    for candidate in _profiled(ready.anchors, slots):
+    for candidate in profiled_candidates((anchor.candidate for anchor in ready.anchors), slots):
         seconds = _profile(ready, opened.stitcher, candidate)
         whole = whole or sum(seconds.values()) or 1.0
         spent: defaultdict[str, float] = defaultdict(float)
@@ -268,14 +267,31 @@ def _kernel_ratios(
     return dict(found), whole
 
 
-def _profiled(anchors: Sequence[Anchor], slots: Sequence[Slot]) -> Iterator[Candidate]:
-    """The float model first, then each anchor that has a kernel which those before it have not."""
-    seen: set[tuple[str, str | None]] = set()
-    for anchor in anchors:
-        kernels = {(slot.name, _kernel_of(slot, anchor.candidate)) for slot in slots}
-        if not kernels <= seen and anchor.candidate.rewrites.changes_nothing:
+def profiled_candidates(anchors: Iterable[Candidate], slots: Sequence[Slot]) -> list[Candidate]:
+    """Pick what has to be profiled for every kernel to be: each anchor with one that those before it lack.
+
+    Kernels of weightless ops that no anchor has come last, within the anchor of the most integer layers.
+    """
+    seen: set[tuple[str, str]] = set()
+    profiled: list[Candidate] = []
+    for candidate in anchors:
+        kernels = {
+            (slot.name, kernel) for slot in slots if (kernel := _kernel_of(slot, candidate)) is not None
+        }
+        if not kernels <= seen and candidate.rewrites.changes_nothing:
             seen |= kernels
-            yield anchor.candidate
+            profiled.append(candidate)
+    unseen = {
+        op: option.what
+        for slot in slots
+        for option in slot.options
+        for op in slot.ops
+        if isinstance(option.what, Precision) and (slot.name, option.kernel) not in seen
+    }
+    if unseen and profiled:
+        base = max(profiled, key=lambda one: sum(choice.format.is_static for choice in one.by_layer.values()))
+        profiled.append(Candidate.of(base.by_layer, {**base.by_op, **unseen}, base.rewrites))
+    return profiled
 
 
 def _kernel_of(slot: Slot, candidate: Candidate) -> str | None:

@@ -40,7 +40,7 @@ _FORMAT_SD, _KERNEL_SD, _TIE_SD, _SLOT_SD = 0.25, 0.05, 0.2, 0.15  # relative, o
 _N_KINDS = 4  # of effects that an option has
 _REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
 _REWRITE_SD = 0.05
-_CONVERSION_MEAN, _CONVERSION_SD = 0.1, 0.2  # of converting every tensor one way, by number and by elements
+_CONVERSION_MEAN, _CONVERSION_SD = 0.05, 0.2  # of converting every tensor one way, by number and by elements
 _MISFIT = 0.015  # what an additive model misses at best, relative
 _LEAST = 0.01  # of the float model's time: nothing is faster
 
@@ -73,15 +73,27 @@ class LatencyModel:
 
     def predict(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """Return the mean ratio to the float model's latency, and its standard deviation; each (n,)."""
-        design = self._features.design(stitches)
-        foretold = self._features.prior_mean(design) + design @ self._effects
-        scaled = design * self._features.sds
+        mean, scaled = self._foretold(stitches)
         variance = np.asarray((scaled**2).sum(axis=1), np.float64)
         if self._timings:
             cross = scaled @ self._scaled.T
             variance -= np.einsum("ij,ij->i", cross @ self._precision, cross)
-        mean: Floats = np.maximum(foretold, _LEAST)
         return mean, np.asarray(np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2))
+
+    def joint(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
+        """Return the mean ratios, (n,), and how they vary together, (n, n)."""
+        mean, scaled = self._foretold(stitches)
+        covariance = scaled @ scaled.T
+        if self._timings:
+            cross = scaled @ self._scaled.T
+            covariance -= cross @ self._precision @ cross.T
+        return mean, covariance + np.diag((_MISFIT * mean) ** 2)
+
+    def _foretold(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
+        """Mean ratios, and the design in units of its effects' standard deviations."""
+        design = self._features.design(stitches)
+        foretold = self._features.prior_mean(design) + design @ self._effects
+        return np.maximum(foretold, _LEAST), design * self._features.sds
 
     @cached_property
     def prices(self) -> dict[object, Prices]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoq.core.choices import Rewrites
 from autoq.core.errors import OutputsNotFinite, TrialError
 from autoq.core.measurements import Latency
 from autoq.evaluation.statistics import Z
@@ -20,17 +21,22 @@ _log = logging.getLogger("autoq")
 
 N_PROBES = 12
 _POOL = 160
+_TARGETS = 160
+_PROMISING = 0.75  # of the targets; the others are mixes of anything
+_EXPECTED_ERROR = 0.02  # of a timing, relative
+_WORTHS = (-7.0, 2.0)  # logarithms of how much time a typical error is worth
 _SWITCH_CHANCES = (0.05, 0.2, 0.5)  # of another kernel from one slot to the next
 
 
 def plan_timings(
     guide: Guide, known: Sequence[Stitch], *, seed: int, n_probes: int = N_PROBES
 ) -> list[Stitch]:
-    """Choose stitches greedily, each the one that the model knows least about given all before.
+    """Choose stitches greedily, each the one whose timing says most about those a search may come to.
 
-    The variance of a linear model does not depend on what is measured, so the whole plan can be made
-    beforehand (D-optimal design, Fedorov 1972). The pool holds mixes of kernels with long and short runs
-    of one kernel, so that the cost of conversions shows.
+    What is learnt of the others is their mean variance, relative (V-optimal design, Fedorov 1972): a slow
+    kernel that no good candidate has need not be known well. The variance of a linear model does not depend
+    on what is measured, so the whole plan can be made beforehand. The pool holds mixes of kernels with long
+    and short runs of one kernel, so that the cost of conversions shows, and what looks promising.
 
     Args:
         guide: Slots and profile.
@@ -38,14 +44,25 @@ def plan_timings(
         seed: Of the pool.
         n_probes: How many at most.
     """
-    pool = list(dict.fromkeys(_pool(guide, np.random.default_rng(seed))))
-    chosen: list[Stitch] = []
-    while pool and len(chosen) < n_probes:
-        # The values are of no account, only where they were taken.
-        model = LatencyModel(guide, [Timing(stitch, 1.0, 0.01) for stitch in (*known, *chosen)])
-        mean, sd = model.predict(pool)
-        chosen.append(pool.pop(int(np.argmax(sd / mean))))
-    return chosen
+    rng = np.random.default_rng(seed)
+    n_promising = round(_PROMISING * _TARGETS)
+    targets = _promising(guide, rng, n_promising) + _mixes(guide, rng, _TARGETS - n_promising)
+    pool = list(dict.fromkeys(_promising(guide, rng, _POOL // 2) + _mixes(guide, rng, _POOL // 2)))
+    prior = LatencyModel(guide).predict(known)[0] if known else ()
+    model = LatencyModel(guide, [Timing(*one, _EXPECTED_ERROR) for one in zip(known, prior, strict=True)])
+    mean, covariance = model.joint([*targets, *pool])
+    noise = (_EXPECTED_ERROR * mean) ** 2
+    of_targets = slice(0, len(targets))
+    chosen: list[int] = []
+    for _ in range(min(n_probes, len(pool))):
+        told = (covariance[of_targets] / mean[of_targets, None]) ** 2
+        gains = told.sum(axis=0) / (covariance.diagonal() + noise)
+        gains[[*range(len(targets)), *chosen]] = -1.0
+        best = int(np.argmax(gains))
+        chosen.append(best)
+        row = covariance[best]
+        covariance = covariance - np.outer(row, row) / (row[best] + noise[best])
+    return [pool[one - len(targets)] for one in chosen]
 
 
 def run_error_probes(guide: Guide, plans: Sequence[ProbePlan], runner: TrialRunner) -> tuple[ErrorProbe, ...]:
@@ -92,14 +109,13 @@ def _log_error(latency: Latency) -> float:
     return max(math.log(max(high, 1e-12) / max(low, 1e-12)) / (2 * Z), 1e-3)
 
 
-def _pool(guide: Guide, rng: np.random.Generator) -> list[Stitch]:
-    """Draw stitches; each option is the gentlest of its kernel."""
+def _mixes(guide: Guide, rng: np.random.Generator, n_stitches: int) -> list[Stitch]:
+    """Draw stitches of any kernels; each option is the gentlest of its kernel."""
     gentlest = [_gentlest(slot.options) for slot in guide.usual]
     kernels = list(dict.fromkeys(kernel for options in gentlest for kernel in options))
-    # Narrower models have shapes of their own to learn of; what else is rewritten moves no time.
-    contexts = [guide.rewrites[0], *(one for one in guide.rewrites[1:] if one.widths)]
+    contexts = _contexts(guide)
     stitches = []
-    for at in range(_POOL):
+    for at in range(n_stitches):
         chance = rng.choice(_SWITCH_CHANCES)
         favoured = rng.choice(kernels)
         options = []
@@ -109,6 +125,35 @@ def _pool(guide: Guide, rng: np.random.Generator) -> list[Stitch]:
             options.append(offered[favoured])
         stitches.append(Stitch(contexts[at % len(contexts)], tuple(options)))
     return stitches
+
+
+def _promising(guide: Guide, rng: np.random.Generator, n_stitches: int) -> list[Stitch]:
+    """Draw stitches of kernels that seem worth their time, for all that time may be worth.
+
+    Local errors stand in for what compression costs, and may be wrong by a factor of e either way.
+    """
+    contexts, prices = _contexts(guide), LatencyModel(guide).prices
+    offered = [list(_gentlest(slot.options).values()) for slot in guide.usual]
+    errors = [
+        np.array([slot.options[one].weight_error + slot.options[one].activation_error for one in options])
+        for slot, options in zip(guide.usual, offered, strict=True)
+    ]
+    typical = np.mean([one.mean() for one in errors]) if errors else 0.0
+    stitches = []
+    for at in range(n_stitches):
+        rewrites = contexts[at % len(contexts)]
+        weight = math.exp(rng.uniform(*_WORTHS)) / (max(len(errors), 1) * max(float(typical), 1e-12))
+        chosen = []
+        for options, error, price in zip(offered, errors, prices[rewrites].options, strict=True):
+            costs = price[options] * np.exp(0.2 * rng.standard_normal(len(options)))
+            chosen.append(options[int(np.argmin(costs + weight * math.exp(rng.standard_normal()) * error))])
+        stitches.append(Stitch(rewrites, tuple(chosen)))
+    return stitches
+
+
+def _contexts(guide: Guide) -> list[Rewrites]:
+    """Narrower models have shapes of their own to learn of; what else is rewritten moves no time."""
+    return [guide.rewrites[0], *(one for one in guide.rewrites[1:] if one.widths)]
 
 
 def _gentlest(options: Sequence[Option]) -> dict[str, int]:

@@ -57,6 +57,10 @@ def latency_model(app: SharingApp, bench: Path, model: str) -> dict[str, Any]:
     is_chosen = np.array([digest in chosen for digest in unseen])
     parts = {"all": np.full(len(unseen), True), "chosen by guided": is_chosen, "random": ~is_chosen}
     told = {name: _agreement(foretold[mine], measured[mine]) for name, mine in parts.items()}
+    # What the searches measured of the same candidates foretells these timings no better than noise allows.
+    timed_before = _timed_in_searches(app, runs)
+    before = np.array([timed_before[digest] for digest in unseen if digest in chosen])
+    told["timed before"] = _agreement(before, measured[is_chosen])
     for name, one in told.items():
         print(
             f"  {model}, {name}: {len(seen)} seen, {one['n']} foretold, median error "
@@ -122,6 +126,15 @@ def _chosen(app: SharingApp, runs: Sequence[Run]) -> dict[str, Candidate]:
         for run in runs
         for trial in app.trials(run.name)
         if trial.measurement is not None and not trial.origin.startswith("anchor ")
+    }
+
+
+def _timed_in_searches(app: SharingApp, runs: Sequence[Run]) -> dict[str, float]:
+    return {
+        trial.digest: 1 / trial.measurement.latency.speedup
+        for run in runs
+        for trial in app.trials(run.name)
+        if trial.measurement is not None
     }
 
 

@@ -54,9 +54,7 @@ def export_torch(
         ModelError: The factory, the checkpoint or the export fails.
     """
     torch = importlib.import_module("torch")
-    module = _build_module(torch, reference, base)
-    if checkpoint is not None:
-        _load_checkpoint(torch, module, checkpoint)
+    module = build_module(reference, base, checkpoint)
     rng = np.random.default_rng(0)
     args = tuple(torch.from_numpy(spec.draw(rng)) for spec in example.values())
     dynamic = [
@@ -81,7 +79,13 @@ def export_torch(
     return model
 
 
-def _build_module(torch: Any, reference: str, base: Path) -> Any:
+def build_module(reference: str, base: Path, checkpoint: Path | None = None) -> Any:
+    """Make the torch.nn.Module of a factory, with the checkpoint's weights if one is given.
+
+    Raises:
+        ModelError: The factory or the checkpoint fails.
+    """
+    torch = importlib.import_module("torch")
     factory = load_object(reference, base)
     if not callable(factory):
         raise ModelError(f"{reference}: expected a callable that returns a torch.nn.Module")
@@ -91,6 +95,8 @@ def _build_module(torch: Any, reference: str, base: Path) -> Any:
         raise ModelError(f"{reference}: the factory raised {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{reference}: expected a torch.nn.Module, got {type(module).__name__}")
+    if checkpoint is not None:
+        _load_checkpoint(torch, module, checkpoint)
     return module
 
 

@@ -1,0 +1,127 @@
+"""Fisher scores: what a loss changes by, to second order, when units of a channel group are masked.
+
+After Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers" (arXiv:2204.09656). Their
+rescaling of the masks that stay, by least squares, is a special case of what follows every criterion here:
+all weights of the consumers are refitted by least squares, not one number a unit (`autoq.pruning.refit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.core.data import Array, Feed
+from autoq.core.errors import ModelError
+from autoq.core.groups import ChannelGroup, Role
+from autoq.core.layers import Layer
+from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss
+from autoq.pruning.consumers import Consumer, Floats, Indices
+from autoq.pruning.parameters import Match, match_parameters
+from autoq.variants.rows import to_rows
+
+Doubles = npt.NDArray[np.float64]
+
+MAX_EXAMPLES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class MaskGradients:
+    """The gradient of a loss by a mask on each column of layers' weights, for each example.
+
+    That is Σ_rows W ⊙ ∂L/∂W. A batch norm that was folded into the rows does not change it: the scale of
+    each row cancels.
+    """
+
+    by_layer: Mapping[str, Floats] = field(default_factory=dict)  # (examples, row groups, columns)
+    missing: Mapping[str, str] = field(default_factory=dict)  # why other layers have none
+
+    def why_none(self, group: ChannelGroup) -> str | None:
+        """Say why the gradients of a group's units are not known; None if they are."""
+        readers = (member.layer for member in group.members if member.role is Role.READS)
+        unknown = (name for name in readers if name not in self.by_layer)
+        return next((self.missing.get(name, "not asked for") for name in unknown), None)
+
+    def of_units(self, consumers: Sequence[Consumer], n_units: int) -> Doubles:
+        """Sum over the columns of each unit, in all that reads it: (examples, n_units).
+
+        Raises:
+            KeyError: Those of a consumer are not known.
+        """
+        n_examples = len(self.by_layer[consumers[0].layer])
+        found = np.zeros((n_units, n_examples))
+        for one in consumers:
+            columns = self.by_layer[one.layer][:, one.row_group, one.columns]
+            np.add.at(found, one.units, columns.T.astype(np.float64))
+        return np.ascontiguousarray(found.T)
+
+
+def order_by_fisher(gradients: Doubles) -> Indices:
+    """Order units, the least important first: each is the one whose removal adds least to what is lost.
+
+    With F = Σ g gᵀ over examples, a removal adds F_uu + 2 Σ F_uv over the units v that went before: the
+    warm start and the rearrangement of Kwon et al. in one, and nested. F itself is never written down.
+
+    Args:
+        gradients: g of each example, (examples, units).
+
+    Returns:
+        Shape (units,), every unit once.
+    """
+    n_units = gradients.shape[1]
+    adds = np.einsum("iu,iu->u", gradients, gradients)
+    order = np.empty(n_units, np.int64)
+    for place in range(n_units):
+        order[place] = unit = int(np.argmin(adds))
+        adds += 2.0 * (gradients[:, unit] @ gradients)
+        adds[order[: place + 1]] = np.inf
+    return order
+
+
+def collect_mask_gradients(
+    module: DifferentiableModule,
+    layers: Sequence[Layer],
+    weights: Mapping[str, Array],
+    readers: Collection[str],
+    feeds: Sequence[Feed],
+    loss: OutputLoss,
+) -> MaskGradients:
+    """Run a module over examples, forwards and backwards.
+
+    What cannot be known is left out, with the reason: layers whose weight is no parameter of the module,
+    and all of them if the module cannot be differentiated.
+
+    Args:
+        module: What the model was exported from.
+        layers: All layers of the model.
+        weights: Their weights.
+        readers: Those wanted.
+        feeds: One example each.
+        loss: What is differentiated.
+    """
+    matches, missing = match_parameters(layers, weights, module.parameters)
+    wanted = {layer.name: layer for layer in layers if layer.name in readers and layer.name in matches}
+    if not wanted:
+        return MaskGradients({}, missing)
+    names = [matches[name].parameter for name in wanted]
+    found: dict[str, list[Floats]] = {name: [] for name in wanted}
+    try:
+        for products in module.products(names, feeds, loss):
+            for name, layer in wanted.items():
+                if matches[name].parameter in products:
+                    found[name].append(_by_column(products[matches[name].parameter], matches[name], layer))
+    except ModelError as error:
+        return MaskGradients({}, dict.fromkeys(readers, str(error)))
+    known = {name: np.stack(rows) for name, rows in found.items() if len(rows) == len(feeds) > 0}
+    finite = {name: rows for name, rows in known.items() if np.isfinite(rows).all()}
+    lost = dict.fromkeys(wanted.keys() - known, "a weight that reads it has no gradient, or several uses")
+    wild = dict.fromkeys(known.keys() - finite, "gradients that are not finite")
+    return MaskGradients(finite, {**missing, **lost, **wild})
+
+
+def _by_column(product: Floats, match: Match, layer: Layer) -> Floats:
+    """Sum over the rows of each row group: (row groups, columns)."""
+    summed: Floats = to_rows(match.to_weight(product, layer), layer).sum(axis=1)
+    return summed

@@ -183,7 +183,7 @@ def _source(
     if ready.content_digest != outcome.record.model_digest:
         raise ModelError("the model or its data are no longer those that were searched")
     calibrator = Calibrator(home, ready.data.calibration, ready.target.environment(), heard)
-    narrow_again = Refitting(ready.model, home, calibrator, heard).narrow
+    narrow_again = Refitting(ready.model, home, calibrator, heard, ready.scoring).narrow
     source = derive_once(home, ready.model, rewrites, calibrator, narrow_again)
     return ready.model, source, calibrator(source.model)
 

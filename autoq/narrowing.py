@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 
 import numpy as np
@@ -11,12 +12,16 @@ from autoq.assembly.output_correction import OutputCorrector
 from autoq.assembly.sequential_refit import SequentialRefitter
 from autoq.calibrating import Calibrator
 from autoq.core.choices import Refit, Rewrites
+from autoq.core.groups import Role
 from autoq.evaluation.clock import machine_clock
+from autoq.graph.find_groups import find_groups
 from autoq.graph.float_model import FloatModel
 from autoq.graph.replay_narrowing import changed_constants
 from autoq.graph.rewriting import RewriteVectors
 from autoq.home import Home
+from autoq.pruning.fisher import MaskGradients
 from autoq.pruning.snapshot_store import SnapshotStore, snapshots_key
+from autoq.scoring import Scoring
 from autoq.search.ports import SearchListener
 from autoq.variants.blas import one_blas_thread
 
@@ -25,10 +30,15 @@ class Refitting:
     """Narrows one float model; equal widths give equal bytes."""
 
     def __init__(
-        self, model: FloatModel, home: Home, calibrator: Calibrator, listener: SearchListener
+        self,
+        model: FloatModel,
+        home: Home,
+        calibrator: Calibrator,
+        listener: SearchListener,
+        scoring: Scoring | None = None,
     ) -> None:
         """Remember where snapshots lie; they are read, or made, when the first widths come."""
-        self._model, self._home = model, home
+        self._model, self._home, self._scoring = model, home, scoring or Scoring()
         self._calibrator, self._listener = calibrator, listener
 
     @cached_property
@@ -39,15 +49,39 @@ class Refitting:
             UserError: The runtime refuses the model or the calibration data.
         """
         self._calibrator(self._model)
-        key = snapshots_key(self._calibrator.key(self._model), {"multiples": MULTIPLES})
+        settings = {"multiples": MULTIPLES, **self._scoring.settings}
+        key = snapshots_key(self._calibrator.key(self._model), settings)
         store = SnapshotStore(self._home.snapshots(key))
         if (known := open_narrower(self._model, store)) is not None:
             return known
         self._listener.on_phase("widths", "ordering channels, and refitting what reads them at every width")
         with machine_clock(), one_blas_thread():
-            built = build_narrower(self._model, self._calibrator.moments(self._model).get)
+            gradients = self._gradients()
+            built = build_narrower(
+                self._model,
+                self._calibrator.moments(self._model).get,
+                criterion=self._scoring.criterion,
+                gradients=gradients,
+            )
             store.save(built.snapshots)
+        if gradients is not None:
+            self._tell_of_others(built, gradients)
         return built
+
+    def _gradients(self) -> MaskGradients | None:
+        groups = find_groups(self._model.graph).groups
+        readers = {one.layer for group in groups for one in group.members if one.role is Role.READS}
+        return self._scoring.gradients(self._model, readers, self._calibrator.calibration)
+
+    def _tell_of_others(self, built: Narrower, gradients: MaskGradients) -> None:
+        """Say how many groups Fisher scores could not order, and why."""
+        why = Counter(reason for group in built.groups if (reason := gradients.why_none(group)))
+        if why:
+            reasons = "; ".join(f"{reason} ({n})" for reason, n in why.items())
+            self._listener.on_note(
+                f"widths: {why.total()} of {len(built.groups)} channel groups are ordered by OBS, "
+                f"not by Fisher scores: {reasons}"
+            )
 
     def narrow(self, model: FloatModel, rewrites: Rewrites) -> RewriteVectors:
         """Say what to keep and what to put in the place of the rest.
@@ -65,6 +99,8 @@ class Refitting:
         """
         if model.summary.digest != self._model.summary.digest:
             raise ValueError("asked to narrow another model")
+        if (rewrites.criterion, rewrites.loss) != (self._scoring.criterion, self._scoring.loss_name):
+            raise ValueError("asked to narrow by another criterion")
         wanted, narrower = dict(rewrites.widths), self.narrower
         is_sequential = rewrites.refit is Refit.SEQUENTIAL
         how = " layer by layer" if is_sequential else ""

@@ -39,6 +39,7 @@ from autoq.graph.float_model import FloatModel, build_float_model, load_float_mo
 from autoq.graph.torch_export import ExampleInput, export_torch
 from autoq.home import Home
 from autoq.narrowing import Refitting
+from autoq.scoring import Scoring
 from autoq.search.anchors import Anchor, build_anchors, reference_anchor, width_anchors
 from autoq.search.ports import SearchListener
 from autoq.search.space import SearchSpace
@@ -78,6 +79,11 @@ class Preparation:
     def width_rule(self) -> WidthRule:
         """How narrow the spec lets the model get; which widths that means is decided after calibration."""
         return self.spec.space.rewrites.widths.rule()
+
+    @property
+    def scoring(self) -> Scoring:
+        """What says which channels go first."""
+        return Scoring.of(self.spec, self.model)
 
     @property
     def content_digest(self) -> str:
@@ -164,7 +170,7 @@ def prepare_sources(ready: Preparation, home: Home, listener: SearchListener) ->
     if calibration.n_examples == 1:
         listener.on_note("warning: calibrating on a single example")
     calibrator = Calibrator(home, calibration, ready.target.environment(), listener)
-    refitting = Refitting(ready.model, home, calibrator, listener)
+    refitting = Refitting(ready.model, home, calibrator, listener, ready.scoring)
     if ready.width_rule.n_narrower:
         with timed(ready.seconds, "widths"):
             _settle_widths(ready, home, refitting, calibrator, listener)
@@ -211,7 +217,13 @@ def _settle_widths(
         reference=reference,
     )
     levels = plan_widths(ready.width_rule, subject, home, refitting, calibrator, listener)
-    rewrites = replace(ready.space.rewrites, widths=levels, refit=ready.width_rule.refit)
+    rewrites = replace(
+        ready.space.rewrites,
+        widths=levels,
+        refit=ready.width_rule.refit,
+        criterion=ready.width_rule.criterion,
+        loss=ready.scoring.loss_name,
+    )
     ready.space = replace(ready.space, rewrites=rewrites)
     known = {anchor.candidate.digest for anchor in ready.anchors}
     narrower = width_anchors(ready.space, reference)

@@ -13,7 +13,7 @@ import numpy as np
 
 from autoq.calibrating import Calibrator, build_stitcher
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.choices import AS_IT_IS, Widths
+from autoq.core.choices import AS_IT_IS, Criterion, Widths
 from autoq.core.data import Array, Feed, Split
 from autoq.core.digests import digest_json
 from autoq.core.errors import TrialError
@@ -135,8 +135,11 @@ def _closest(grid: Sequence[int], share: float, least: float) -> int:
 
 
 def _key(rule: WidthRule, subject: WidthSubject, calibrator: Calibrator) -> str:
+    # What is usual is left out: widths from before there was a choice are found again.
+    order = {} if rule.criterion is Criterion.OBS else {"criterion": str(rule.criterion)}
     return digest_json(
         {
+            **order,
             "version": _VERSION,
             "statistics": calibrator.key(subject.model),
             "environment": subject.target.environment(),

@@ -10,6 +10,7 @@ import numpy as np
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.biases import correct_bias
 from autoq.calibration.moments import Moments
+from autoq.core.choices import Criterion
 from autoq.core.data import Array
 from autoq.core.errors import UnknownNameError
 from autoq.core.groups import ChannelGroup, GroupKind, Role
@@ -20,7 +21,8 @@ from autoq.graph.layers import is_layer, weight_input
 from autoq.graph.narrow import NarrowGroups
 from autoq.graph.values import claim_names, set_initializer
 from autoq.pruning.consumers import find_consumers
-from autoq.pruning.scores import Criterion, removal_order
+from autoq.pruning.fisher import MaskGradients, order_by_fisher
+from autoq.pruning.scores import removal_order
 from autoq.pruning.snapshot_store import SnapshotStore
 from autoq.pruning.widths import GroupSnapshots, Snapshot, build_snapshots, width_grid
 from autoq.variants.rows import from_rows, to_rows
@@ -143,6 +145,7 @@ def build_narrower(
     *,
     multiples: Sequence[int] = MULTIPLES,
     criterion: Criterion = Criterion.OBS,
+    gradients: MaskGradients | None = None,
 ) -> Narrower:
     """Find the channel groups of a model, order their units and refit what reads them at every width.
 
@@ -155,6 +158,7 @@ def build_narrower(
         multiples: Channels that the target likes a width to be a multiple of, best first; a group that
             has too few widths by one takes the next.
         criterion: What units are ordered by.
+        gradients: For Fisher scores; groups whose gradients are not known are ordered by OBS.
     """
     channels = map_channels(model.graph)
     layers = {layer.name: layer for layer in model.summary.layers}
@@ -164,7 +168,11 @@ def build_narrower(
     for group in channels.grouping.groups:
         consumers = find_consumers(group, layers, weights, moments, without_bias=fixed)
         if consumers:
-            order = removal_order(consumers, group.size, criterion)
+            order = (
+                removal_order(consumers, group.size, criterion)
+                if gradients is None or gradients.why_none(group)
+                else order_by_fisher(gradients.of_units(consumers, group.size))
+            )
             widths = width_grid(group.size, _step(group, multiples))
             snapshots[group.name] = build_snapshots(group, consumers, order, widths)
     return Narrower(model, channels, snapshots)

@@ -88,7 +88,7 @@ def print_trial(console: Console, outcome: Outcome, trial: TrialRecord) -> None:
     rewrites = trial.candidate.rewrites
     if rewrites.widths:
         kept = ", ".join(f"{group} {units}" for group, units in rewrites.widths)
-        rows["widths"] = f"{kept}; {rewrites.refit} refit"
+        rows["widths"] = f"{kept}; ordered by {rewrites.criterion}, {rewrites.refit} refit"
     if point is not None:
         rows["feasible"] = "yes" if point.feasible else "no"
         rows |= _figure_rows(point)

@@ -327,6 +327,15 @@ class Refit(StrEnum):
     SEQUENTIAL = "sequential"  # then layer by layer from the narrowed model's own
 
 
+class Criterion(StrEnum):
+    """What says which units of a channel group go first."""
+
+    OBS = "obs"  # what the consumers' outputs lose, after the best refit of the weights that stay
+    MAGNITUDE = "magnitude"  # squares of the weights that read it
+    ACTIVATION = "activation"  # mean square of its activations
+    FISHER = "fisher"  # squared gradients of a loss by a mask on it
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrites:
     """What is made of the whole float model before it is quantised: narrowed, then equalised, then smoothed.
@@ -338,6 +347,8 @@ class Rewrites:
     smooth_alpha: float | None = None  # SmoothQuant's alpha: how much of the outliers weights take over
     widths: Widths = ()
     refit: Refit = Refit.NESTED  # where there are widths
+    criterion: Criterion = Criterion.OBS  # where there are widths
+    loss: str = ""  # whose gradients Fisher scores are made of, such as "cross entropy of logits"
 
     @property
     def changes_nothing(self) -> bool:
@@ -352,6 +363,10 @@ class Rewrites:
             plain["widths"] = dict(self.widths)
         if self.refit is not Refit.NESTED:
             plain["refit"] = str(self.refit)
+        if self.criterion is not Criterion.OBS:
+            plain["criterion"] = str(self.criterion)
+        if self.loss:
+            plain["loss"] = self.loss
         return plain
 
     @staticmethod
@@ -359,12 +374,19 @@ class Rewrites:
         """Inverse of `to_json`."""
         alpha = data["smooth_alpha"]
         widths = tuple(sorted((str(group), int(units)) for group, units in data.get("widths", {}).items()))
-        refit = Refit(data.get("refit", Refit.NESTED))
-        return Rewrites(bool(data["equalize"]), None if alpha is None else float(alpha), widths, refit)
+        return Rewrites(
+            bool(data["equalize"]),
+            None if alpha is None else float(alpha),
+            widths,
+            Refit(data.get("refit", Refit.NESTED)),
+            Criterion(data.get("criterion", Criterion.OBS)),
+            str(data.get("loss", "")),
+        )
 
     def __str__(self) -> str:
         n_narrowed = len(self.widths)
         parts = [f"{n_narrowed} channel group{'s' * (n_narrowed > 1)} narrowed"] if n_narrowed else []
+        parts += [] if self.criterion is Criterion.OBS else [f"ordered by {self.criterion}"]
         parts += ["refitted layer by layer"] if self.refit is Refit.SEQUENTIAL else []
         parts += ["equalize"] if self.equalize else []
         parts += [] if self.smooth_alpha is None else [f"smooth {self.smooth_alpha:g}"]

@@ -106,12 +106,12 @@ def _layers(point: Point, summary: ModelSummary) -> str:
 
 
 def _widths(point: Point) -> list[str]:
-    widths = point.trial.candidate.rewrites.widths
-    if not widths:
+    rewrites = point.trial.candidate.rewrites
+    if not rewrites.widths:
         return []
-    rows = [f"| {group} | {kept:,} |" for group, kept in widths]
-    refit = f"Refit of what reads them: {point.trial.candidate.rewrites.refit}."
-    head = ["## Narrowed channel groups", "", refit, "", "| group | units left |", "| --- | --- |"]
+    rows = [f"| {group} | {kept:,} |" for group, kept in rewrites.widths]
+    how = f"Units are ordered by: {rewrites.criterion}. Refit of what reads them: {rewrites.refit}."
+    head = ["## Narrowed channel groups", "", how, "", "| group | units left |", "| --- | --- |"]
     return ["\n".join([*head, *rows])]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
+from autoq.core.choices import Criterion
 from autoq.pruning.consumers import Consumer, Indices, columns_by_unit
 from autoq.variants.second_order import factor
 
@@ -18,14 +18,6 @@ Scores = npt.NDArray[np.float64]
 N_ROUNDS = 16
 _DAMPING = 0.01  # in units of the mean of the diagonal, as for rounding
 _SCORED_COLUMNS = 4608  # gathered at a time
-
-
-class Criterion(StrEnum):
-    """What says how important a unit is."""
-
-    OBS = "obs"  # what the consumers' outputs lose, after the best refit of the weights that stay
-    MAGNITUDE = "magnitude"  # squares of the weights that read it
-    ACTIVATION = "activation"  # mean square of its activations
 
 
 def removal_order(
@@ -40,7 +32,8 @@ def removal_order(
     Args:
         consumers: What reads the group. Without any, units go from the last to the first.
         n_units: How many units there are.
-        criterion: What to score by.
+        criterion: What to score by; `fisher` is `obs` here, for groups whose gradients are not known
+            (see `autoq.pruning.fisher` for the others).
         n_rounds: For `obs`, how often scores are taken anew, after equal shares of removals.
 
     Returns:
@@ -48,7 +41,7 @@ def removal_order(
     """
     if not consumers:
         return np.arange(n_units, dtype=np.int64)[::-1].copy()
-    if criterion is Criterion.OBS:
+    if criterion in (Criterion.OBS, Criterion.FISHER):
         return _order_by_obs(consumers, n_units, n_rounds)
     score = magnitude_scores if criterion is Criterion.MAGNITUDE else activation_scores
     return _rising(_summed(score(one, n_units) for one in consumers))

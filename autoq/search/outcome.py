@@ -50,6 +50,7 @@ class Point:
             "choices": {name: choice.to_json() for name, choice in self.trial.candidate.choices},
             "widths": dict(self.trial.candidate.rewrites.widths),
             "refit": str(self.trial.candidate.rewrites.refit),
+            "criterion": str(self.trial.candidate.rewrites.criterion),
             "graph": {name: str(precision) for name, precision in self.trial.candidate.graph},
         }
 

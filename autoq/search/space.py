@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from autoq.core.choices import FLOAT, FLOAT_BITS, Candidate, Choice, Precision, Refit, Rewrites, Widths
+from autoq.core.choices import (
+    FLOAT,
+    FLOAT_BITS,
+    Candidate,
+    Choice,
+    Criterion,
+    Precision,
+    Refit,
+    Rewrites,
+    Widths,
+)
 from autoq.core.layers import OpFamily, WeightlessOp
 
 BitRange = tuple[int, int]  # inclusive
@@ -178,7 +188,10 @@ class RewriteSpace:
     equalize: tuple[bool, ...] = (False,)
     smooth_alpha: tuple[float | None, ...] = (None,)
     widths: tuple[WidthLevel, ...] = (FULL_WIDTH,)
-    refit: Refit = Refit.NESTED  # at every width below full
+    # At every width below full:
+    refit: Refit = Refit.NESTED
+    criterion: Criterion = Criterion.OBS
+    loss: str = ""  # whose gradients Fisher scores are made of
 
     @property
     def usual(self) -> Rewrites:
@@ -193,7 +206,7 @@ class RewriteSpace:
 
     def narrowed(self, widths: Widths) -> Rewrites:
         """The rewrites that widths below full go with."""
-        return replace(self.usual, widths=widths, refit=self.refit)
+        return replace(self.usual, widths=widths, refit=self.refit, criterion=self.criterion, loss=self.loss)
 
     @property
     def params(self) -> list[Param]:
@@ -210,7 +223,8 @@ class RewriteSpace:
 
     def encode(self, rewrites: Rewrites) -> dict[str, Any] | None:
         """Inverse of `decode`; None for rewrites outside the space."""
-        if rewrites.refit is not (self.refit if rewrites.widths else Refit.NESTED):
+        expected = self.narrowed(rewrites.widths) if rewrites.widths else self.usual
+        if any(getattr(rewrites, how) != getattr(expected, how) for how in ("refit", "criterion", "loss")):
             return None
         used: dict[str, Any] = {
             "graph/equalize": rewrites.equalize,

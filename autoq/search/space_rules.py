@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from autoq.core.choices import (
     AS_IT_IS,
     Calibration,
+    Criterion,
     Format,
     Granularity,
     Grid,
@@ -106,6 +107,7 @@ class WidthRule:
     # By name: glob on names of channel groups -> the share of their units to keep; others keep all.
     given: tuple[tuple[str, GroupShares], ...] = ()
     refit: Refit = Refit.NESTED
+    criterion: Criterion = Criterion.OBS
 
     @property
     def n_narrower(self) -> int:

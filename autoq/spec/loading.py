@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoq.core.choices import Refit
+from autoq.core.choices import Criterion, Refit
 from autoq.core.digests import digest_json
 from autoq.spec.problems import validate
 from autoq.spec.reading import read_yaml
@@ -66,6 +66,8 @@ def spec_digest(spec: SearchSpec) -> str:
         del widths["given"]
     if widths["refit"] == Refit.NESTED:
         del widths["refit"]
+    if widths["criterion"] == Criterion.OBS:
+        del widths["criterion"]
     content["search"] = {key: content["search"][key] for key in ("strategy", "seed")}
     return digest_json(content)
 

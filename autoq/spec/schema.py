@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Tag, field_validator, model_validator
 
+from autoq.core.choices import Criterion
 from autoq.core.names import SLUG_PATTERN
 from autoq.search.goals import Constraints, Goals, Objective
 from autoq.spec.fields import (
@@ -239,6 +240,16 @@ class SearchSpec(Section):
         if len(objectives) > MAX_OBJECTIVES:
             raise problem(f"at most {MAX_OBJECTIVES} objectives")
         return objectives
+
+    @model_validator(mode="after")
+    def _has_gradients(self) -> SearchSpec:
+        is_fisher = self.space.rewrites.widths.criterion is Criterion.FISHER
+        if is_fisher and isinstance(self.model, OnnxModelSpec):
+            raise mistake(
+                "space.rewrites.widths.criterion: fisher needs gradients, which an ONNX file does not have, "
+                "expected a torch factory as model.torch, or another criterion"
+            )
+        return self
 
     @property
     def goals(self) -> Goals:

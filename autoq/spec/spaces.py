@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from autoq.core.choices import (
     Calibration,
     Choice,
+    Criterion,
     Format,
     Granularity,
     Grid,
@@ -263,6 +264,7 @@ class WidthsSpec(Section):
     groups: Ordered[Text, GroupWidthSpec] = Field(default_factory=dict)
     given: Ordered[Label, Annotated[Ordered[Text, Share], Field(min_length=1)]] = Field(default_factory=dict)
     refit: Refit = Refit.NESTED
+    criterion: Criterion = Criterion.OBS
 
     @model_validator(mode="before")
     @classmethod
@@ -280,7 +282,7 @@ class WidthsSpec(Section):
         shares = tuple(share for share in self.latency if share < 1.0)
         bounds = tuple((glob, one.min) for glob, one in self.groups.items())
         given = tuple((name, tuple(widths.items())) for name, widths in self.given.items())
-        return WidthRule(shares, bounds, given, self.refit)
+        return WidthRule(shares, bounds, given, self.refit, self.criterion)
 
 
 class RewriteSpaceSpec(Section):

@@ -17,6 +17,7 @@ from autoq.cli.main import app
 from autoq.testing.models import GraphBuilder
 
 Mistake = Callable[[Path], Sequence[str]]
+ANY_SPACE = {"version": 1, "layers": {"*": {"format": ["fp32", "int8"]}}}
 
 
 def spec(**changes: object) -> Mistake:
@@ -135,6 +136,11 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "metric of another shape": (metric("def score(*args): return [[1.0, 2.0]]"), "shape"),
     "metric that is no number": (metric("def score(*args): return 'good'"), "good"),
     "too little memory for the float model": (spec(search__trial_memory_mb=20), "trial_memory_mb"),
+    "Fisher scores of an ONNX file": (
+        spec(space={**ANY_SPACE, "rewrites": {"widths": {"latency": [0.5], "criterion": "fisher"}}}),
+        "space.rewrites.widths.criterion: fisher needs gradients, which an ONNX file does not have, "
+        "expected a torch factory as model.torch",
+    ),
     "no time": (flags("--latency-budget", "0ms"), "--latency-budget"),
     "less than no time": (flags("--latency-budget=-5"), "--latency-budget"),
     "no latency at all": (flags("--latency-budget", "abc"), "--latency-budget"),

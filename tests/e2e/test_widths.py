@@ -14,8 +14,10 @@ import onnx
 import onnxruntime
 import pytest
 from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, tiny_data, write_spec
+from typer.testing import CliRunner
 
-from autoq.core.choices import Refit
+from autoq.cli.main import app
+from autoq.core.choices import Criterion, Refit
 from autoq.exporting import Silent
 from autoq.home import Home
 from autoq.preparation import prepare, prepare_sources
@@ -217,3 +219,50 @@ def test_a_glob_that_means_no_group_is_one_line(tmp_path: Path) -> None:
     assert ran.returncode == 2
     assert "space.rewrites.widths.groups: the glob 'nothing*' matches nothing" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+FISHER_SPACE = {
+    "version": 1,
+    "layers": {"*": {"format": ["fp32", "int8"]}},
+    "rewrites": {"widths": {"given": {"slim": {"*": 0.5}}, "criterion": "fisher"}},
+}
+
+
+def invoke(*arguments: object) -> str:
+    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert ran.exit_code == 0, ran.stderr
+    return ran.output
+
+
+def write_fisher_case(folder: Path) -> Path:
+    rng, splits = np.random.default_rng(0), {"calibration": 16, "search": 24}
+    np.savez(folder / "data.npz", **{name: rng.integers(0, 32, (n, 8)) for name, n in splits.items()})
+    model = {
+        "torch": "autoq.testing.sequence_families:gpt2",
+        "example": {"tokens": {"shape": ["batch", 8], "dtype": "int64"}},
+    }
+    sources = {name: {"npz": "data.npz", "inputs": {"tokens": name}} for name in splits}
+    changes = {"model": model, "data": sources, "space": FISHER_SPACE, "metric": "fidelity"}
+    return write_spec(folder, {**changes, "constraints": {}, "search.trials": 3})
+
+
+def test_a_torch_transformer_is_narrowed_by_fisher_scores_exported_and_applied_to_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    spec, home = write_fisher_case(tmp_path), ("--home", tmp_path / "home")
+    ran = run_autoq("search", spec, *home)
+    assert ran.returncode == 0, ran.stderr
+    assert "ordered by OBS" not in ran.stderr
+    with ledger_of(tmp_path / "home") as ledger:
+        trials = [one for one in ledger.load_trials(NAME) if one.measurement]
+    trial = next(one for one in trials if one.candidate.rewrites.widths)
+    rewrites = trial.candidate.rewrites
+    assert rewrites.criterion is Criterion.FISHER
+    assert rewrites.loss == "projection of linear"
+    assert [units for _, units in rewrites.widths] == [2, 32, 2, 32]  # heads, hidden units
+    assert "ordered by fisher, nested refit" in invoke("show", NAME, trial.number, *home)
+    out, applied = tmp_path / "out", tmp_path / "applied.onnx"
+    invoke("export", NAME, *home, "--select", trial.number, "--out", out)
+    assert "Units are ordered by: fisher." in (out / "card.md").read_text()
+    invoke("apply", out / "recipe.yaml", "--model", out / "float.onnx", "--out", applied)
+    assert applied.read_bytes() == (out / "model.onnx").read_bytes()

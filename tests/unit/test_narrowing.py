@@ -13,15 +13,18 @@ import pytest
 
 from autoq.assembly.sequential_refit import SequentialRefitter
 from autoq.calibrating import Calibrator
-from autoq.core.choices import Refit, Rewrites, Widths
+from autoq.core.choices import Criterion, Refit, Rewrites, Widths
 from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.errors import UnknownNameError
 from autoq.derived import derive_once, derived_vectors
 from autoq.exporting import Silent
 from autoq.graph.float_model import FloatModel, build_float_model
 from autoq.graph.rewriting import RewriteVectors, replay_rewrites
+from autoq.graph.torch_gradients import OutputLoss
 from autoq.home import Home
 from autoq.narrowing import Refitting
+from autoq.scoring import Scoring
+from autoq.spec.schema import TorchModelSpec
 from autoq.testing.models import GraphBuilder, example_feed
 
 WIDTHS: Widths = (("block.conv1", 16), ("stem", 24))
@@ -139,6 +142,95 @@ def test_snapshots_are_read_where_they_were_kept(
     again = refitting(model, home).narrow(model, Rewrites(widths=WIDTHS))
     assert first.constants.keys() == again.constants.keys()
     assert all(np.array_equal(first.constants[place], again.constants[place]) for place in first.constants)
+
+
+def test_criteria_of_one_home_have_models_of_their_own(model: FloatModel, home: Home) -> None:
+    found = {}
+    for criterion in (Criterion.OBS, Criterion.MAGNITUDE, Criterion.ACTIVATION, Criterion.OBS):
+        rewrites = Rewrites(widths=WIDTHS, criterion=criterion)
+        asked = Refitting(model, home, calibrator(home), Silent(), Scoring(criterion))
+        source = derive_once(home, model, rewrites, calibrator(home), asked.narrow)
+        kept = [tuple(units) for units in source.vectors.kept.values()]
+        assert found.setdefault(criterion, (source.model.artifact.digest, kept))[1] == kept
+    assert len({digest for digest, _ in found.values()}) == 3
+    assert len({str(kept) for _, kept in found.values()}) == 3
+    assert len(list((home.cache / "snapshots").iterdir())) == 3
+    with pytest.raises(ValueError, match="another criterion"):
+        refitting(model, home).narrow(model, Rewrites(widths=WIDTHS, criterion=Criterion.MAGNITUDE))
+
+
+TIED = """
+import numpy as np
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.first, self.tied, self.last = (torch.nn.Linear(16, size, bias=False) for size in (16, 16, 4))
+        for layer in (self.first, self.tied, self.last):
+            drawn = rng.standard_normal(tuple(layer.weight.shape)).astype(np.float32)
+            layer.weight = torch.nn.Parameter(torch.from_numpy(drawn))
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.tied(torch.relu(self.tied(x)))))
+"""
+
+
+def tied_case(folder: Path) -> tuple[FloatModel, Scoring]:
+    """A module that uses a layer twice, and the model that an exporter would make of it."""
+    (folder / "net.py").write_text(TIED)
+    net, rng = GraphBuilder(), np.random.default_rng(0)
+    sizes = {"first": 16, "tied": 16, "last": 4}
+    drawn = {name: rng.standard_normal((size, 16)).astype(np.float32).T for name, size in sizes.items()}
+    first, tied, last = (net.constant(name, weight) for name, weight in drawn.items())
+    x = net.node("Relu", net.node("MatMul", net.input("x", "batch", 16), first))
+    for weight in (tied, net.constant("copy", drawn["tied"])):  # transposes are folded at each use
+        x = net.node("Relu", net.node("MatMul", x, weight))
+    built = net.build(y=(net.node("MatMul", x, last), ("batch", 4)))
+    example = {"x": {"shape": ["batch", 16]}}
+    spec = TorchModelSpec.model_validate({"torch": f"{folder / 'net.py'}:Net", "example": example})
+    loss = OutputLoss(0, 1, is_class_scores=True)
+    scoring = Scoring(Criterion.FISHER, spec, loss, "cross entropy of y")
+    return build_float_model(ir.from_proto(built)), scoring
+
+
+def test_groups_without_gradients_are_ordered_by_obs_and_one_note_says_how_many_and_why(
+    home: Home, tmp_path: Path
+) -> None:
+    model, scoring = tied_case(tmp_path)
+    feed = {"x": np.random.default_rng(0).standard_normal((24, 16)).astype(np.float32)}
+    listener = Hearing()
+    calibrated = Calibrator(home, Split((Batch(feed),)), {"runtime_version": "any"}, listener)
+    by_fisher = Refitting(model, home, calibrated, listener, scoring).narrower
+    by_obs = Refitting(model, home, calibrated, listener).narrower
+    assert listener.notes_of_widths == [
+        "widths: 2 of 3 channel groups are ordered by OBS, not by Fisher scores: "
+        "a weight that reads it is shared by several layers (2)"
+    ]
+    same = {
+        name: bool((one.order == by_obs.snapshots[name].order).all())
+        for name, one in by_fisher.snapshots.items()
+    }
+    assert list(same.values()) == [True, True, False]
+    shutil.rmtree(home.snapshots("any").parent)
+    anew = Refitting(model, home, calibrated, Silent(), scoring).narrower
+    assert all((one.order == by_fisher.snapshots[name].order).all() for name, one in anew.snapshots.items())
+    again = Refitting(model, home, calibrated, listener, scoring).narrower
+    assert all((one.order == by_fisher.snapshots[name].order).all() for name, one in again.snapshots.items())
+    assert len(listener.notes_of_widths) == 1
+
+
+class Hearing(Silent):
+    """A listener that keeps what it is told of widths."""
+
+    def __init__(self) -> None:
+        self.notes_of_widths: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        if text.startswith("widths: "):
+            self.notes_of_widths.append(text)
 
 
 def test_widths_off_the_grid_and_unknown_groups_are_refused(model: FloatModel, home: Home) -> None:

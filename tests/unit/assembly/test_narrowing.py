@@ -11,12 +11,12 @@ import pytest
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.narrowing import Narrower, build_narrower, open_narrower
 from autoq.calibration.moment_store import MomentStore
+from autoq.core.choices import Criterion
 from autoq.core.data import Array
 from autoq.core.errors import UnknownNameError
 from autoq.core.groups import Role
 from autoq.graph.float_model import build_float_model
 from autoq.graph.narrow import narrow
-from autoq.pruning.scores import Criterion
 from autoq.pruning.snapshot_store import SnapshotStore
 from autoq.testing.bench import ModelBench, largest_difference
 from autoq.testing.models import (

@@ -10,9 +10,9 @@ from autoq.assembly.narrowing import build_narrower
 from autoq.assembly.output_correction import OutputCorrector
 from autoq.calibration.channel_outputs import collect_channel_figures
 from autoq.calibration.moment_store import MomentStore
+from autoq.core.choices import Criterion
 from autoq.core.data import Batch, Split
 from autoq.graph.float_model import FloatModel
-from autoq.pruning.scores import Criterion
 from autoq.testing.bench import ModelBench, largest_difference
 from autoq.testing.models import batchnorm_cnn, decoder, depthwise_cnn, inception, mlp, residual_cnn
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from autoq.core.choices import (
     Calibration,
     Candidate,
     Choice,
+    Criterion,
     Format,
     Granularity,
     Precision,
@@ -118,6 +120,16 @@ def test_widths_are_part_of_the_identity_only_where_something_is_narrower() -> N
 def test_the_digest_of_a_full_width_candidate_is_what_it_was_before_there_were_widths() -> None:
     written = {"choices": {}, "graph": {}, "rewrites": {"equalize": False, "smooth_alpha": None}}
     assert Candidate.of({}).digest == digest_json(written)
+
+
+def test_what_units_are_ordered_by_is_part_of_the_identity_unless_it_is_usual() -> None:
+    usual = Rewrites(widths=(("a", 8),))
+    others = [replace(usual, criterion=one) for one in Criterion if one is not Criterion.OBS]
+    others.append(replace(others[-1], loss="cross entropy of logits"))
+    assert usual.to_json().keys() == {"equalize", "smooth_alpha", "widths"}
+    assert len({Candidate.of({}, None, one).digest for one in (usual, *others)}) == 5
+    assert all(Rewrites.from_json(json.loads(json.dumps(one.to_json()))) == one for one in others)
+    assert str(others[0]) == "1 channel group narrowed + ordered by magnitude"
 
 
 def test_narrowed_rewrites_say_so() -> None:

@@ -34,6 +34,9 @@ def test_an_estimate_is_not_passed_off_as_a_measured_accuracy() -> None:
 def test_a_narrowed_model_says_how_many_units_of_each_group_are_left() -> None:
     narrowed = replace(CANDIDATE, rewrites=Rewrites(widths=(("stem", 24),)))
     assert "| stem | 24 |" in card_of(synthetic_measurement(narrowed), narrowed)
+    assert "Units are ordered by: obs. Refit of what reads them: nested." in card_of(
+        synthetic_measurement(narrowed), narrowed
+    )
     assert "Narrowed" not in card_of(synthetic_measurement(CANDIDATE))
 
 

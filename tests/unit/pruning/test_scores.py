@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autoq.core.choices import Criterion
 from autoq.pruning.consumers import Consumer
-from autoq.pruning.scores import Criterion, ranked, removal_order
+from autoq.pruning.scores import ranked, removal_order
 
 Doubles = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ from autoq.core.choices import (
     Calibration,
     Candidate,
     Choice,
+    Criterion,
     Format,
     Granularity,
     Precision,
@@ -177,6 +178,18 @@ def test_a_way_to_refit_goes_with_every_width_below_full() -> None:
     assert narrow.rewrites == Rewrites(widths=(("a", 24),), refit=Refit.SEQUENTIAL)
     assert space.decode(space.encode(narrow) or {}) == narrow
     assert space.encode(replace(narrow, rewrites=Rewrites(widths=(("a", 24),)))) is None
+
+
+def test_what_units_are_ordered_by_goes_with_every_width_below_full() -> None:
+    how = {"criterion": Criterion.FISHER, "loss": "projection of features"}
+    rewrites = replace(narrower().rewrites, **how)
+    space = replace(SPACE, rewrites=rewrites)
+    assert [one.criterion for one in rewrites.all] == [Criterion.OBS] * 2 + [Criterion.FISHER] * 2
+    narrow = space.decode({"graph/widths": "80 %"})
+    assert narrow.rewrites == Rewrites(widths=(("a", 24),), **how)
+    assert space.decode(space.encode(narrow) or {}) == narrow
+    for other in ({"criterion": Criterion.OBS}, {"loss": "projection of logits"}):
+        assert space.encode(replace(narrow, rewrites=replace(narrow.rewrites, **other))) is None
 
 
 def test_without_widths_nothing_is_added_to_what_samplers_see() -> None:

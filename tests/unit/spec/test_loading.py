@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autoq.core.choices import Criterion
 from autoq.core.errors import SpecError
 from autoq.search.goals import Constraints, Goals, Objective
 from autoq.spec.loading import load_spec, spec_digest, spec_from_json
@@ -171,6 +172,20 @@ def test_the_digest_follows_the_order_of_widths_by_group_and_survives_a_store_th
     plain = {"latency": [0.5], "groups": {"*": {"min": 0.25}}}
     assert spec_digest(spec(plain)) == spec_digest(spec({**plain, "refit": "nested", "given": {}}))
     assert spec_digest(spec(plain)) != spec_digest(spec({**plain, "refit": "sequential"}))
+    assert spec_digest(spec(plain)) == spec_digest(spec({**plain, "criterion": "obs"}))
+    others = {spec_digest(spec({**plain, "criterion": name})) for name in ("obs", "magnitude", "activation")}
+    assert len(others) == 3
+
+
+def test_fisher_scores_are_for_torch_modules(tmp_path: Path) -> None:
+    widths = {"latency": [0.5], "criterion": "fisher"}
+    space = {"version": 1, "layers": {"*": {"format": "int8"}}, "rewrites": {"widths": widths}}
+    model = {"torch": "m.py:f", "example": {"x": {"shape": [1]}}}
+    loaded = load(tmp_path, model=model, space=space)
+    again = spec_from_json(json.loads(json.dumps(loaded.to_json())))
+    assert again.space.rules().rewrites.widths.criterion is Criterion.FISHER
+    with pytest.raises(SpecError, match=r"widths.criterion: fisher needs gradients.*torch factory"):
+        load(tmp_path, space=space)
 
 
 def test_the_digest_follows_the_content_and_the_order_of_the_space(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autoq.core.choices import Calibration, Choice, Format, Granularity, Precision, Refit
+from autoq.core.choices import Calibration, Choice, Criterion, Format, Granularity, Precision, Refit
 from autoq.core.errors import SpecError
 from autoq.core.layers import OpFamily
 from autoq.search.space_rules import (
@@ -221,6 +221,10 @@ def space_with(widths: object, tmp_path: Path) -> SpaceRules:
             {"given": {"slim": {"*": 0.5, "layer4.*": 0.25}}, "refit": "sequential"},
             WidthRule(given=(("slim", (("*", 0.5), ("layer4.*", 0.25))),), refit=Refit.SEQUENTIAL),
         ),
+        (
+            {"latency": [0.5], "criterion": "magnitude"},
+            WidthRule((0.5,), criterion=Criterion.MAGNITUDE),
+        ),
     ],
 )
 def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: WidthRule, tmp_path: Path) -> None:
@@ -243,6 +247,7 @@ def test_widths_are_off_a_list_or_a_list_with_bounds(widths: object, rule: Width
         ({"given": {"slim": {"*": 0}}}, r"widths.given.slim.\*", "a share above 0"),
         ({"given": [0.5]}, "widths.given", "a mapping"),
         ({"latency": [0.5], "refit": "twice"}, "widths.refit", "nested.*sequential"),
+        ({"latency": [0.5], "criterion": "taste"}, "widths.criterion", "obs.*magnitude.*fisher"),
         ([0.1 * one for one in range(1, 10)], "widths.latency", "at most 8 shares"),
     ],
 )

@@ -64,7 +64,7 @@ class Scoring:
         if self.module is None or self.loss is None:
             return None
         checkpoint = None if self.module.checkpoint is None else Path(self.module.checkpoint)
-        feeds = list(calibration.take(MAX_EXAMPLES).feeds(1))
+        feeds = calibration.take(MAX_EXAMPLES).feeds(1)
         weights = layer_weights(model)
         with torch_left_as_found():
             built = build_module(self.module.torch, Path.cwd(), checkpoint)

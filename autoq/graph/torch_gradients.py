@@ -100,7 +100,7 @@ class DifferentiableModule:
     @property
     def parameters(self) -> dict[str, Array]:
         """The values of all parameters by name; one that is shared stands once."""
-        return {name: weight.detach().numpy() for name, weight in self._weights.items()}
+        return {name: weight.detach().cpu().numpy() for name, weight in self._weights.items()}
 
     def products(
         self, names: Sequence[str], feeds: Iterable[Feed], loss: OutputLoss

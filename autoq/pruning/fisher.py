@@ -7,7 +7,7 @@ all weights of the consumers are refitted by least squares, not one number a uni
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,7 +85,7 @@ def collect_mask_gradients(
     layers: Sequence[Layer],
     weights: Mapping[str, Array],
     readers: Collection[str],
-    feeds: Sequence[Feed],
+    feeds: Iterable[Feed],
     loss: OutputLoss,
 ) -> MaskGradients:
     """Run a module over examples, forwards and backwards.
@@ -102,23 +102,33 @@ def collect_mask_gradients(
         loss: What is differentiated.
     """
     matches, missing = match_parameters(layers, weights, module.parameters)
-    wanted = {layer.name: layer for layer in layers if layer.name in readers and layer.name in matches}
-    if not wanted:
-        return MaskGradients({}, missing)
-    names = [matches[name].parameter for name in wanted]
-    found: dict[str, list[Floats]] = {name: [] for name in wanted}
+    wanted = {one: matches[one.name] for one in layers if one.name in readers and one.name in matches}
     try:
-        for products in module.products(names, feeds, loss):
-            for name, layer in wanted.items():
-                if matches[name].parameter in products:
-                    found[name].append(_by_column(products[matches[name].parameter], matches[name], layer))
+        examples = list(_by_example(module, wanted, feeds, loss))
     except ModelError as error:
         return MaskGradients({}, dict.fromkeys(readers, str(error)))
-    known = {name: np.stack(rows) for name, rows in found.items() if len(rows) == len(feeds) > 0}
-    finite = {name: rows for name, rows in known.items() if np.isfinite(rows).all()}
-    lost = dict.fromkeys(wanted.keys() - known, "a weight that reads it has no gradient, or several uses")
-    wild = dict.fromkeys(known.keys() - finite, "gradients that are not finite")
-    return MaskGradients(finite, {**missing, **lost, **wild})
+    by_layer = {}
+    for name in (layer.name for layer in wanted):
+        if not examples or not all(name in one for one in examples):
+            missing[name] = "a weight that reads it has no gradient, or several uses"
+        elif not np.isfinite(rows := np.stack([one[name] for one in examples])).all():
+            missing[name] = "gradients that are not finite"
+        else:
+            by_layer[name] = rows
+    return MaskGradients(by_layer, missing)
+
+
+def _by_example(
+    module: DifferentiableModule, wanted: Mapping[Layer, Match], feeds: Iterable[Feed], loss: OutputLoss
+) -> Iterator[dict[str, Floats]]:
+    """Yield (row groups, columns) of each layer whose gradient is known."""
+    names = [match.parameter for match in wanted.values()]
+    for products in module.products(names, feeds, loss) if names else ():
+        yield {
+            layer.name: _by_column(products[match.parameter], match, layer)
+            for layer, match in wanted.items()
+            if match.parameter in products
+        }
 
 
 def _by_column(product: Floats, match: Match, layer: Layer) -> Floats:

@@ -21,8 +21,8 @@ import torch
 def create_model():
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4),
+        torch.nn.Conv2d(3, 32, 3, stride=2, padding=1), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 4),
     )
 """
 TORCH_DATA = """
@@ -44,6 +44,11 @@ def calibration():
 def labelled():
     return batches(12, 1)
 """
+FISHER_SPACE = {
+    "version": 1,
+    "layers": {"*": {"format": ["fp32", "int8"]}},
+    "rewrites": {"widths": {"given": {"slim": {"*": 0.5}}, "criterion": "fisher"}},
+}
 TEXT_DATA = """
 import numpy as np
 
@@ -108,7 +113,9 @@ def base(**parts: Any) -> dict[str, Any]:
     return {"version": 1, "name": NAME, "timing": timing, "search": {"trials": 2}, **parts}
 
 
-def test_a_torch_module_is_searched_on_data_from_a_factory(tmp_path: Path) -> None:
+def test_a_torch_module_is_searched_on_data_from_a_factory_and_narrowed_by_its_gradients(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "model.py").write_text(TORCH_MODEL)
     (tmp_path / "data.py").write_text(TORCH_DATA)
     report = search(
@@ -123,9 +130,14 @@ def test_a_torch_module_is_searched_on_data_from_a_factory(tmp_path: Path) -> No
                 "labelled": {"python": "data.py:labelled"},
                 "split": {"search": 0.6, "test": 0.4},
             },
-            space="cnn",
+            space=FISHER_SPACE,
+            search={"trials": 3},
         ),
     )
+    shown = run_autoq("show", NAME, 2, "--home", tmp_path / "home", "--json")
+    narrow = json.loads(shown.stdout)
+    assert narrow["origin"].endswith("narrowed to slim")
+    assert (narrow["widths"], narrow["criterion"]) == ({"0": 16}, "fisher")
     assert report["front"][0]["choices"].keys() == {"0", "4"}
     assert report["front"][0]["n_examples"] == 57
     assert report["baseline"]["test_accuracy"] is not None

@@ -14,11 +14,11 @@ import onnx
 import onnxruntime
 import pytest
 from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, tiny_data, write_spec
-from typer.testing import CliRunner
 
-from autoq.cli.main import app
-from autoq.core.choices import Criterion, Refit
-from autoq.exporting import Silent
+from autoq.calibrating import SourceKeys, build_stitcher, load_source
+from autoq.core.choices import Criterion, Refit, Rewrites
+from autoq.export.recipe import Ingredients, build_recipe, save_recipe
+from autoq.exporting import Silent, apply_recipe_file
 from autoq.home import Home
 from autoq.preparation import prepare, prepare_sources
 from autoq.search.records import TrialRecord
@@ -228,12 +228,6 @@ FISHER_SPACE = {
 }
 
 
-def invoke(*arguments: object) -> str:
-    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert ran.exit_code == 0, ran.stderr
-    return ran.output
-
-
 def write_fisher_case(folder: Path) -> Path:
     rng, splits = np.random.default_rng(0), {"calibration": 16, "search": 24}
     np.savez(folder / "data.npz", **{name: rng.integers(0, 32, (n, 8)) for name, n in splits.items()})
@@ -246,23 +240,23 @@ def write_fisher_case(folder: Path) -> Path:
     return write_spec(folder, {**changes, "constraints": {}, "search.trials": 3})
 
 
-def test_a_torch_transformer_is_narrowed_by_fisher_scores_exported_and_applied_to_the_same_bytes(
+def test_a_torch_transformer_is_narrowed_by_fisher_scores_and_its_recipe_gives_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    spec, home = write_fisher_case(tmp_path), ("--home", tmp_path / "home")
-    ran = run_autoq("search", spec, *home)
-    assert ran.returncode == 0, ran.stderr
-    assert "ordered by OBS" not in ran.stderr
-    with ledger_of(tmp_path / "home") as ledger:
-        trials = [one for one in ledger.load_trials(NAME) if one.measurement]
-    trial = next(one for one in trials if one.candidate.rewrites.widths)
-    rewrites = trial.candidate.rewrites
-    assert rewrites.criterion is Criterion.FISHER
-    assert rewrites.loss == "projection of linear"
-    assert [units for _, units in rewrites.widths] == [2, 32, 2, 32]  # heads, hidden units
-    assert "ordered by fisher, nested refit" in invoke("show", NAME, trial.number, *home)
-    out, applied = tmp_path / "out", tmp_path / "applied.onnx"
-    invoke("export", NAME, *home, "--select", trial.number, "--out", out)
-    assert "Units are ordered by: fisher." in (out / "card.md").read_text()
-    invoke("apply", out / "recipe.yaml", "--model", out / "float.onnx", "--out", applied)
-    assert applied.read_bytes() == (out / "model.onnx").read_bytes()
+    spec, home, listener = write_fisher_case(tmp_path), Home.open(tmp_path / "home"), Hearing()
+    ready = prepare(load_spec(spec), home, listener)
+    sources = prepare_sources(ready, home, listener)
+    assert not any("OBS" in note for note in listener.notes)
+    candidate = next(one.candidate for one in ready.anchors if one.candidate.rewrites.widths)
+    widths = (("h.0.c_attn heads", 2), ("h.0.c_fc", 32), ("h.1.c_attn heads", 2), ("h.1.c_fc", 32))
+    rewrites = Rewrites(widths=widths, criterion=Criterion.FISHER, loss="projection of linear")
+    assert candidate.rewrites == rewrites
+    source = sources[rewrites]
+    read = load_source(home, SourceKeys.of(source))
+    stitcher = build_stitcher(home, (*read, source.statistics_key), ready.target)
+    artifact = stitcher.assemble(candidate).artifact
+    ingredients = Ingredients(stitcher.plan(candidate), stitcher.variants(candidate), source.vectors)
+    save_recipe(build_recipe(ready.model, ingredients, artifact), tmp_path)
+    ready.model.artifact.save(tmp_path / "float.onnx")
+    apply_recipe_file(tmp_path / "recipe.yaml", tmp_path / "float.onnx", tmp_path / "applied.onnx")
+    assert (tmp_path / "applied.onnx").read_bytes() == artifact.content

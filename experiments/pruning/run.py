@@ -20,9 +20,9 @@ import numpy as np
 from allocation import divergences, latency_shares
 from subject import Finish, Subject
 
+from autoq.core.choices import Criterion
 from autoq.core.groups import ChannelGroup, Role
 from autoq.pruning.allocation import allocate
-from autoq.pruning.scores import Criterion
 
 SHARES = (0.75, 0.50, 0.35)
 # Of the predicted latency of the unpruned int8 model.
@@ -58,7 +58,7 @@ def finishing(subject: Subject) -> list[dict[str, Any]]:
 def criteria(subject: Subject) -> list[dict[str, Any]]:
     """Float accuracy of other orders, refitted, and of cutting alone; inner channels."""
     groups, rows = kinds(subject)["inner"], []
-    for criterion in Criterion:
+    for criterion in (one for one in Criterion if one is not Criterion.FISHER):  # the model is an ONNX file
         narrower = subject.narrower if criterion is Criterion.OBS else subject.by_criterion(criterion)
         for share in SHARES:
             widths = at_share(subject, groups, share)

@@ -22,7 +22,7 @@ from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.choices import Candidate, Choice, Precision
+from autoq.core.choices import Candidate, Choice, Criterion, Precision
 from autoq.core.data import Feed, Split
 from autoq.evaluation.batches import feeding_for, run_split, timing_feeds
 from autoq.evaluation.clock import machine_clock
@@ -33,7 +33,7 @@ from autoq.graph.blocks import find_blocks, quantizable_values
 from autoq.graph.float_model import FloatModel
 from autoq.home import Home
 from autoq.preparation import Preparation, prepare
-from autoq.pruning.scores import Criterion
+from autoq.pruning.fisher import MaskGradients
 from autoq.pruning.snapshot_store import SnapshotStore, snapshots_key
 from autoq.spec.loading import load_spec
 from autoq.targets.cpu import this_cpu
@@ -97,9 +97,15 @@ class Subject:
         """One calibration example."""
         return next(self.ready.data.calibration.feeds(1))
 
-    def by_criterion(self, criterion: Criterion) -> Narrower:
-        """Order units by something else."""
-        return build_narrower(self.ready.model, self.moments.get, multiples=[MULTIPLE], criterion=criterion)
+    def by_criterion(self, criterion: Criterion, gradients: MaskGradients | None = None) -> Narrower:
+        """Order units by something else; Fisher scores need gradients."""
+        return build_narrower(
+            self.ready.model,
+            self.moments.get,
+            multiples=[MULTIPLE],
+            criterion=criterion,
+            gradients=gradients,
+        )
 
     def int8(self, model: FloatModel, statistics: Statistics | None = None) -> ModelArtifact:
         """Quantise every layer and op statically: u8 activations, nearest s8 weights per channel, min-max.

@@ -2,9 +2,9 @@
 
     python experiments/pruning/transformer.py BENCH_FOLDER [--home DIR]
 
-MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Scores by
-gradients (Kwon et al. 2022) estimate what the model loses with one head gone; the order `measured` is
-that loss itself, of the refitted model, so it is a good sign of what such scores could tell. What is found is
+MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Fisher scores
+(Kwon et al. 2022) take gradients of a torch module with the ONNX file's weights; they estimate what the model
+loses with one head gone. The order `measured` is that loss itself, of the refitted model. What is found is
 kept under `transformer` in results.json beside this script.
 """
 
@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from sentence_encoder import INPUTS, SentenceEncoder, load_encoder
 from subject import Subject
 
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.narrowing import Narrower
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.groups import ChannelGroup, GroupKind
+from autoq.core.choices import Criterion
+from autoq.core.groups import ChannelGroup, GroupKind, Role
 from autoq.graph.find_groups import map_channels
+from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss, torch_left_as_found
 from autoq.pruning.consumers import find_consumers
-from autoq.pruning.scores import Criterion
+from autoq.pruning.fisher import MAX_EXAMPLES, MaskGradients, collect_mask_gradients
 from autoq.pruning.widths import build_snapshots
 from autoq.spec.metrics import load_metric
 
@@ -36,9 +40,9 @@ N_HEADS = (11, 10, 9)
 
 def orders(subject: Subject) -> list[dict[str, Any]]:
     """Agreement with one kind of unit at a share of its width, by what units are ordered by."""
-    rows = []
+    rows, gradients = [], mask_gradients(subject)
     for criterion in Criterion:
-        narrower = subject.by_criterion(criterion)
+        narrower = subject.by_criterion(criterion, gradients if criterion is Criterion.FISHER else None)
         for kind in (GroupKind.CHANNELS, GroupKind.HEADS):
             widths = {one.name: closest(narrower, one) for one in narrower.groups if one.kind is kind}
             row = {
@@ -53,18 +57,48 @@ def orders(subject: Subject) -> list[dict[str, Any]]:
 
 
 def heads(subject: Subject) -> list[dict[str, Any]]:
-    """Agreement with fewer heads in every layer, by OBS scores and by the measured loss of each head."""
+    """Agreement with fewer heads in every layer, by scores and by the measured loss of each head."""
     best, rows = by_measured_loss(subject), []
+    fisher = subject.by_criterion(Criterion.FISHER, mask_gradients(subject))
     for n_heads in N_HEADS:
         widths = dict.fromkeys(best.snapshots, n_heads)
-        row = {
-            "heads": n_heads,
-            "obs": agreement(subject, subject.narrower.narrow(widths).artifact),
-            "measured": agreement(subject, best.narrow(widths).artifact),
-        }
-        print("  {heads} heads: obs {obs:.3f}, measured {measured:.3f}".format(**row), flush=True)
+        row: dict[str, Any] = {"heads": n_heads}
+        for name, narrower in {"obs": subject.narrower, "fisher": fisher, "measured": best}.items():
+            row[name] = agreement(subject, narrower.narrow(widths).artifact)
+            row[f"{name}_cut"] = agreement(subject, narrower.cut(widths).artifact)
+        print("  {heads} heads: obs {obs:.3f}, fisher {fisher:.3f}, measured {measured:.3f}".format(**row))
         rows.append(row)
     return rows
+
+
+def mask_gradients(subject: Subject) -> MaskGradients:
+    """Gradients for Fisher scores, as a search takes them of a torch factory's module."""
+    model, split = subject.ready.model, subject.ready.data.calibration.take(MAX_EXAMPLES)
+    encoder, loss = load_encoder(model), OutputLoss(0, 1, is_class_scores=False)
+    check_equal(encoder, subject)
+    groups = map_channels(model.graph).grouping.groups
+    readers = {one.layer for group in groups for one in group.members if one.role is Role.READS}
+    with torch_left_as_found():
+        found = collect_mask_gradients(
+            DifferentiableModule(encoder, INPUTS),
+            model.summary.layers,
+            layer_weights(model),
+            readers,
+            split.feeds(1),
+            loss,
+        )
+    assert not any(found.why_none(group) for group in groups)
+    return found
+
+
+def check_equal(encoder: SentenceEncoder, subject: Subject) -> None:
+    """Check that the module computes what the ONNX file does."""
+    split = subject.ready.data.calibration.take(N_MEASURED)
+    with torch.no_grad():
+        found = [encoder(*(torch.tensor(feed[name]) for name in INPUTS)).numpy() for feed in split.feeds(1)]
+    gap = np.abs(np.concatenate(found) - subject.outputs(subject.ready.model.artifact, split)).max()
+    print(f"  torch and ONNX are {gap:.1e} apart", flush=True)
+    assert gap < 1e-4
 
 
 def by_measured_loss(subject: Subject) -> Narrower:

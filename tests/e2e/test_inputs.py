@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import yaml
 from onnx import TensorProto
-from tiny_case import N_CLASSES, NAME, run_autoq, write_case
+from tiny_case import N_CLASSES, NAME, ledger_of, run_autoq, write_case
 
 from autoq.testing.models import N_TOKENS, GraphBuilder
 
@@ -134,10 +134,11 @@ def test_a_torch_module_is_searched_on_data_from_a_factory_and_narrowed_by_its_g
             search={"trials": 3},
         ),
     )
-    shown = run_autoq("show", NAME, 2, "--home", tmp_path / "home", "--json")
-    narrow = json.loads(shown.stdout)
-    assert narrow["origin"].endswith("narrowed to slim")
-    assert (narrow["widths"], narrow["criterion"]) == ({"0": 16}, "fisher")
+    with ledger_of(tmp_path / "home") as ledger:
+        narrow = ledger.load_trials(NAME)[-1]
+    assert narrow.origin.endswith("narrowed to slim")
+    assert narrow.measurement is not None
+    assert str(narrow.candidate.rewrites) == "1 channel group narrowed + ordered by fisher"
     assert report["front"][0]["choices"].keys() == {"0", "4"}
     assert report["front"][0]["n_examples"] == 57
     assert report["baseline"]["test_accuracy"] is not None

@@ -205,6 +205,7 @@ def test_widths_are_shown(searched: Searched) -> None:
     ran = run_autoq("show", NAME, trial.number, "--home", searched.home, "--json")
     assert json.loads(ran.stdout)["widths"] == dict(trial.candidate.rewrites.widths)
     assert json.loads(ran.stdout)["refit"] == trial.candidate.rewrites.refit
+    assert json.loads(ran.stdout)["criterion"] == "obs"
     assert (
         trial_params(trial.candidate).items()
         >= {f"width/{group}": str(units) for group, units in trial.candidate.rewrites.widths}.items()

@@ -49,13 +49,13 @@ def encode(stream: Bytes) -> tuple[Coder, bytes]:
     The slow coders see a sample first, and the rest only where they do not lose on it.
     """
     stored = _fast(stream)
-    if stream.size <= _SAMPLE_BYTES:
-        stored += _slow(stream)
-    else:
-        sample = _sample(stream)
-        best = min(len(content) for _, content in _fast(sample))
-        if min(len(content) for _, content in _slow(sample)) < _HOPELESS * best:
-            stored += _slow(stream)
+    looked_at = sample(stream)
+    slow = _slow(looked_at)
+    if looked_at is not stream:
+        best = min(len(content) for _, content in _fast(looked_at))
+        is_hopeless = min(len(content) for _, content in slow) >= _HOPELESS * best
+        slow = [] if is_hopeless else _slow(stream)
+    stored += slow
     return min(stored, key=lambda one: len(one[1]))
 
 
@@ -71,10 +71,12 @@ def _slow(stream: Bytes) -> list[tuple[Coder, bytes]]:
     return [(Coder.ZSTD, _zstd(content, _SLOW_LEVEL)), (Coder.LZMA, packed)]
 
 
-def _sample(stream: Bytes) -> Bytes:
-    """Four evenly spaced pieces."""
+def sample(stream: Bytes) -> Bytes:
+    """Four evenly spaced pieces of a long stream, each from a multiple of 64 bytes; a short one whole."""
+    if stream.size <= _SAMPLE_BYTES:
+        return stream
     piece = _SAMPLE_BYTES // 4
-    starts = np.linspace(0, stream.size - piece, 4).astype(int)
+    starts = np.linspace(0, stream.size - piece, 4).astype(int) // 64 * 64
     return np.concatenate([stream[start : start + piece] for start in starts])
 
 
@@ -99,20 +101,21 @@ def decode(coder: int, stored: bytes, size: int) -> Bytes:
     return np.frombuffer(content, np.uint8)
 
 
-def estimate(stream: Bytes) -> int:
+def estimate(stream: Bytes, scale: float = 1.0) -> int:
     """Return about how many bytes `encode` would store, some hundred times faster: a trial waits for it.
 
-    Of a long stream a sample is looked at, unless bytes say much about those after them.
+    Args:
+        stream: What is looked at.
+        scale: How many times as long the stream is that this is a sample of.
     """
-    sample = _sample(stream) if stream.size > _SAMPLE_BYTES else stream
-    scale = stream.size / max(sample.size, 1)
-    zstd = round(scale * len(_zstd(sample.tobytes(), _FAST_LEVEL)))
-    ans = _ans_bytes(sample, scale)
-    if zstd < _DEPENDENT * ans:
-        if stream.size <= _SMALL_BYTES:
+    content = stream.tobytes()
+    zstd = round(scale * len(_zstd(content, _FAST_LEVEL)))
+    ans = _ans_bytes(stream, scale)
+    if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
+        if scale == 1.0 and stream.size <= _SMALL_BYTES:
             return min(len(content) for _, content in _slow(stream))
-        zstd = min(zstd, len(_zstd(stream.tobytes(), _ESTIMATE_LEVEL)))
-    return min(stream.size, zstd, ans)
+        zstd = min(zstd, round(scale * len(_zstd(content, _ESTIMATE_LEVEL))))
+    return min(round(scale * stream.size), zstd, ans)
 
 
 def _zstd(content: bytes, level: int) -> bytes:
@@ -147,11 +150,11 @@ def _frequencies(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint16]:
     return np.asarray(np.clip(shares, 1, _FREQUENCY_SUM - 1), np.uint16)
 
 
-def _ans_bytes(sample: Bytes, scale: float) -> int:
-    """Bytes that a stream takes which is so many times as long as the sample."""
-    if not sample.size:
+def _ans_bytes(stream: Bytes, scale: float) -> int:
+    """Bytes that a stream takes which is so many times as long as this sample of it."""
+    if not stream.size:
         return 0
-    counts = np.bincount(sample, minlength=256)
+    counts = np.bincount(stream, minlength=256)
     counts = counts[counts > 0]
     frequencies = _frequencies(counts)
     bits = -np.log2(frequencies / frequencies.sum(dtype=np.int64)) @ counts

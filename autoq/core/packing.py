@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autoq.core.coders import Bytes, DamagedStream, decode, encode, estimate
+from autoq.core.coders import Bytes, DamagedStream, decode, encode, estimate, sample
 from autoq.core.transforms import Transform, join, split, stream_sizes
 
 # Restored bytes in a record: what reading a bundle takes memory for, some twenty times.
@@ -47,8 +47,14 @@ def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
 
 
 def packed_bytes(content: Bytes, transforms: Sequence[Transform]) -> int:
-    """Estimate what `pack` makes of all chunks together, without the slow coders."""
-    return sum(min(_estimated(one) for _, one in _tried(chunk, transforms)) for chunk in chunks(content))
+    """Estimate what `pack` makes of all chunks together, from samples and without the slow coders."""
+    return sum(_packed_chunk_bytes(chunk, transforms) for chunk in chunks(content))
+
+
+def _packed_chunk_bytes(chunk: Bytes, transforms: Sequence[Transform]) -> int:
+    looked_at = sample(chunk)
+    scale = chunk.size / max(looked_at.size, 1)
+    return min(_estimated(streams, scale) for _, streams in _tried(looked_at, transforms))
 
 
 def unpack(record: bytes, size: int) -> Bytes:
@@ -102,8 +108,8 @@ def _zero_share(chunk: Bytes, sparse: Transform) -> float:
     return 1.0 - np.count_nonzero(values) / max(values.size, 1)
 
 
-def _estimated(streams: list[Bytes]) -> int:
-    return _HEAD.size + sum(_STREAM.size + estimate(stream) for stream in streams)
+def _estimated(streams: list[Bytes], scale: float = 1.0) -> int:
+    return _HEAD.size + sum(_STREAM.size + estimate(stream, scale) for stream in streams)
 
 
 def as_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Bytes:

@@ -76,7 +76,22 @@ def export_torch(
         raise ModelError(f"{reference}: torch.onnx.export failed: {reason}") from error
     model = program.model
     assert isinstance(model, ir.Model)
+    _check_dynamic(reference, model, example)
     return model
+
+
+def _check_dynamic(reference: str, model: ir.Model, example: Mapping[str, ExampleInput]) -> None:
+    """Refuse axes that the exporter fixed, without a word, at the length that was drawn."""
+    for value in model.graph.inputs:
+        spec = example.get(str(value.name))
+        for axis, wanted in enumerate(spec.shape if spec else ()):
+            if isinstance(wanted, str) and value.shape is not None and isinstance(value.shape[axis], int):
+                raise ModelError(
+                    f"{reference}: axis {axis} ({wanted}) of input {value.name!r} cannot be dynamic: "
+                    f"the module fixes it",
+                    hint="does forward call len() or int() on it? x.shape[0] stays dynamic; a number in "
+                    "model.example fixes the axis",
+                )
 
 
 def build_module(reference: str, base: Path, checkpoint: Path | None = None) -> Any:

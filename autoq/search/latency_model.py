@@ -12,10 +12,15 @@ regression. Kernels of one format differ by little (scales per tensor or per cha
 the profile says of each, the faster of two would be the one that was measured in a quieter moment. The
 conversions are not optional: one int8 layer between floats is often slower than none, and tables that
 only add layers up cannot say so.
+
+How far models are from adding up differs: by a percent where products of matrices follow each other, by five
+where layers share a cache. That misfit is chosen by the evidence for it in the timings (MacKay 1992). Too
+small, and noise is learnt as if it were kernels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +46,8 @@ _N_KINDS = 4  # of effects that an option has
 _REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
 _REWRITE_SD = 0.05
 _CONVERSION_MEAN, _CONVERSION_SD = 0.05, 0.2  # of converting every tensor one way, by number and by elements
-_MISFIT = 0.015  # what an additive model misses at best, relative
+_MISFIT, _MISFIT_SPREAD = 0.03, math.log(2.0)  # what an additive model misses, relative; of its logarithm
+_MISFITS = np.geomspace(0.005, 0.16, 16)
 _LEAST = 0.01  # of the float model's time: nothing is faster
 
 
@@ -66,10 +72,18 @@ class Prices:
 class LatencyModel:
     """The posterior after some timings. Pure: the same guide and timings give the same model."""
 
-    def __init__(self, guide: Guide, timings: Sequence[Timing] = ()) -> None:
+    def __init__(self, guide: Guide, timings: Sequence[Timing] = (), *, misfit: float | None = None) -> None:
+        """Take the guide's profile and what was measured since.
+
+        Args:
+            guide: Slots, options and profile.
+            timings: Measured stitches.
+            misfit: What the model misses, relative; told by the timings unless given.
+        """
         self._guide = guide
         self._features = _Features(guide)
         self._timings = list(timings)
+        self._misfit_given = misfit
 
     def predict(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """Return the mean ratio to the float model's latency, and its standard deviation; each (n,)."""
@@ -78,7 +92,7 @@ class LatencyModel:
         if self._timings:
             cross = scaled @ self._scaled.T
             variance -= np.einsum("ij,ij->i", cross @ self._precision, cross)
-        return mean, np.asarray(np.sqrt(np.maximum(variance, 0.0) + (_MISFIT * mean) ** 2))
+        return mean, np.asarray(np.sqrt(np.maximum(variance, 0.0) + (self.misfit * mean) ** 2))
 
     def joint(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """Return the mean ratios, (n,), and how they vary together, (n, n)."""
@@ -87,7 +101,7 @@ class LatencyModel:
         if self._timings:
             cross = scaled @ self._scaled.T
             covariance -= cross @ self._precision @ cross.T
-        return mean, covariance + np.diag((_MISFIT * mean) ** 2)
+        return mean, covariance + np.diag((self.misfit * mean) ** 2)
 
     def _foretold(self, stitches: Sequence[Stitch]) -> tuple[Floats, Floats]:
         """Mean ratios, and the design in units of its effects' standard deviations."""
@@ -107,24 +121,59 @@ class LatencyModel:
         return found
 
     @cached_property
+    def misfit(self) -> float:
+        """What the model misses of any candidate, relative: the likeliest, given the timings."""
+        if self._misfit_given is not None:
+            return self._misfit_given
+        if not self._timings:
+            return _MISFIT
+        return float(_MISFITS[int(np.argmax([self._evidence(float(one)) for one in _MISFITS]))])
+
+    def _evidence(self, misfit: float) -> float:
+        """Logarithm of how likely timings and misfit are together, but for a constant."""
+        lower = np.linalg.cholesky(self._covariance(misfit))
+        whitened = np.linalg.solve(lower, self._missed)
+        prior = math.log(misfit / _MISFIT) / _MISFIT_SPREAD
+        return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum() - 0.5 * prior**2)
+
+    def _covariance(self, misfit: float) -> Floats:
+        """Of all timings, as the priors have it."""
+        ratios = np.array([one.ratio for one in self._timings])
+        errors = np.array([one.error for one in self._timings])
+        covariance: Floats = self._gram + np.diag(ratios**2 * (errors**2 + misfit**2))
+        return covariance
+
+    @cached_property
+    def _design(self) -> Floats:
+        return self._features.design([one.stitch for one in self._timings])
+
+    @cached_property
     def _scaled(self) -> Floats:
-        return self._features.design([one.stitch for one in self._timings]) * self._features.sds
+        scaled: Floats = self._design * self._features.sds
+        return scaled
+
+    @cached_property
+    def _gram(self) -> Floats:
+        return np.asarray(self._scaled @ self._scaled.T, np.float64)
+
+    @cached_property
+    def _missed(self) -> Floats:
+        """What was measured beyond what the profile foretells."""
+        missed: Floats = np.array([one.ratio for one in self._timings]) - self._features.prior_mean(
+            self._design
+        )
+        return missed
 
     @cached_property
     def _precision(self) -> Floats:
-        ratios = np.array([one.ratio for one in self._timings])
-        errors = np.array([one.error for one in self._timings])
-        noise = ratios**2 * (errors**2 + _MISFIT**2)
-        return np.asarray(np.linalg.inv(self._scaled @ self._scaled.T + np.diag(noise)), np.float64)
+        return np.asarray(np.linalg.inv(self._covariance(self.misfit)), np.float64)
 
     @cached_property
     def _effects(self) -> Floats:
         """Posterior mean of every effect."""
         if not self._timings:
             return np.zeros(len(self._features.sds))
-        design = self._features.design([one.stitch for one in self._timings])
-        missed = np.array([one.ratio for one in self._timings]) - self._features.prior_mean(design)
-        effects: Floats = self._features.sds * (self._scaled.T @ (self._precision @ missed))
+        effects: Floats = self._features.sds * (self._scaled.T @ (self._precision @ self._missed))
         return effects
 
 

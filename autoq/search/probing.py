@@ -23,7 +23,7 @@ N_PROBES = 12
 _POOL = 160
 _TARGETS = 160
 _PROMISING = 0.75  # of the targets; the others are mixes of anything
-_EXPECTED_ERROR = 0.02  # of a timing, relative
+_EXPECTED_ERROR, _EXPECTED_MISFIT = 0.02, 0.03  # of a timing, and of the model, relative
 _WORTHS = (-7.0, 2.0)  # logarithms of how much time a typical error is worth
 _SWITCH_CHANCES = (0.05, 0.2, 0.5)  # of another kernel from one slot to the next
 
@@ -49,8 +49,8 @@ def plan_timings(
     targets = _promising(guide, rng, n_promising) + _mixes(guide, rng, _TARGETS - n_promising)
     pool = list(dict.fromkeys(_promising(guide, rng, _POOL // 2) + _mixes(guide, rng, _POOL // 2)))
     prior = LatencyModel(guide).predict(known)[0] if known else ()
-    model = LatencyModel(guide, [Timing(*one, _EXPECTED_ERROR) for one in zip(known, prior, strict=True)])
-    mean, covariance = model.joint([*targets, *pool])
+    timings = [Timing(*one, _EXPECTED_ERROR) for one in zip(known, prior, strict=True)]
+    mean, covariance = LatencyModel(guide, timings, misfit=_EXPECTED_MISFIT).joint([*targets, *pool])
     noise = (_EXPECTED_ERROR * mean) ** 2
     of_targets = slice(0, len(targets))
     chosen: list[int] = []

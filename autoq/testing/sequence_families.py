@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map (batch, 3, 16, 16) to (batch, 5)."""
         x = self.patches(image).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
         return logits
 

@@ -25,6 +25,14 @@ class Net(torch.nn.Module):
     def forward(self, image, extra):
         return self.head["fc"](self.stem(image).mean((2, 3)) + extra)
 
+class Fixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.ones(1, 1, 8))
+
+    def forward(self, image):
+        return torch.cat([self.token.expand(len(image), -1, -1), image], 1)
+
 def build():
     torch.manual_seed(0)
     return Net()
@@ -93,6 +101,16 @@ def test_a_factory_that_gives_no_module_is_refused(reference: str, message: str,
     with pytest.raises(UserError, match=message) as caught:
         export_torch(reference, source, EXAMPLE)
     assert "\n" not in str(caught.value)
+
+
+def test_an_axis_that_the_module_fixes_is_not_passed_off_as_dynamic(source: Path) -> None:
+    reference = f"{source}/net.py:Fixed"
+    image = {"image": ExampleInput(("batch", 3, 8))}
+    with pytest.raises(ModelError, match=r"axis 0 \(batch\) of input 'image' cannot be dynamic") as caught:
+        export_torch(reference, source, image)
+    assert "len()" in str(caught.value.hint)
+    fixed = export_torch(reference, source, {"image": ExampleInput((4, 3, 8))})
+    assert fixed.graph.inputs[0].shape == (4, 3, 8)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(source: Path) -> None:

@@ -121,6 +121,20 @@ def test_doubt_covers_the_truth() -> None:
     assert np.mean(within) >= 0.9
 
 
+def test_the_misfit_is_what_the_timings_say() -> None:
+    """Where models do not add up, what a timing differs by is not learnt as if kernels were to blame."""
+    guide, rng = chain(16, n_ties=4), np.random.default_rng(0)
+    law = LatencyLaw.drawn(guide, rng)
+    stitches, unseen = draw_stitches(guide, 40, rng), draw_stitches(guide, 100, rng)
+    exact = LatencyModel(guide, measured(law, stitches))
+    crooked = [replace(one, error=1e-3) for one in measured(law, stitches, noise=0.06)]
+    told, fooled = LatencyModel(guide, crooked), LatencyModel(guide, crooked, misfit=exact.misfit)
+    assert exact.misfit <= 0.02 < 0.04 <= told.misfit
+    errors = [np.median(relative_errors(one, law, unseen)) for one in (exact, told, fooled)]
+    assert errors[0] < errors[1] < errors[2]
+    assert np.mean(np.abs(told.predict(unseen)[0] - law(unseen)) <= 2 * told.predict(unseen)[1]) >= 0.9
+
+
 def test_without_timings_the_profile_speaks() -> None:
     guide = chain(4)
     profile = {

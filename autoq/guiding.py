@@ -268,7 +268,7 @@ def _kernel_ratios(
 
 
 def profiled_candidates(anchors: Iterable[Candidate], slots: Sequence[Slot]) -> list[Candidate]:
-    """Pick what has to be profiled for every kernel to be: each anchor with one that those before it lack.
+    """Pick what has to be profiled: the float model, then anchors with kernels that those before lack.
 
     Kernels of weightless ops that no anchor has come last, within the anchor of the most integer layers.
     """
@@ -278,7 +278,7 @@ def profiled_candidates(anchors: Iterable[Candidate], slots: Sequence[Slot]) -> 
         kernels = {
             (slot.name, kernel) for slot in slots if (kernel := _kernel_of(slot, candidate)) is not None
         }
-        if not kernels <= seen and candidate.rewrites.changes_nothing:
+        if (not profiled or not kernels <= seen) and candidate.rewrites.changes_nothing:
             seen |= kernels
             profiled.append(candidate)
     unseen = {

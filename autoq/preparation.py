@@ -22,9 +22,10 @@ from autoq.calibrating import (
 )
 from autoq.calibration.statistics import statistics_key
 from autoq.core.choices import Rewrites
-from autoq.core.digests import digest_all, digest_file
+from autoq.core.digests import digest_all
 from autoq.core.errors import ModelError, RuntimeRejectedModel, SpecError
 from autoq.core.measurements import Baseline
+from autoq.core.python_objects import source_digest
 from autoq.derived import derive_once, kept_keys, load_once
 from autoq.evaluation.batches import feeding_for, timing_feeds
 from autoq.evaluation.output_files import OutputFiles
@@ -94,14 +95,8 @@ class Preparation:
 def content_digest(spec: SearchSpec, model: FloatModel, data: DataSplits) -> str:
     """Hash model, data and metric."""
     splits = (data.calibration, data.search, data.test)
-    source = "" if isinstance(spec.metric, str) else _source_digest(spec.metric.python)
+    source = "" if isinstance(spec.metric, str) else source_digest(spec.metric.python)
     return digest_all([model.summary.digest, *(split.digest for split in splits if split), source])
-
-
-def _source_digest(reference: str) -> str:
-    """Hash the file of a user's function; one in a package is known by its name alone."""
-    path = Path(reference.rpartition(":")[0])
-    return digest_file(path) if path.is_file() else reference
 
 
 @contextmanager

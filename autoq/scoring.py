@@ -10,6 +10,8 @@ from typing import Any
 from autoq.assembly.assemble import layer_weights
 from autoq.core.choices import Criterion
 from autoq.core.data import Split
+from autoq.core.errors import ModelError
+from autoq.core.python_objects import source_digest
 from autoq.graph.float_model import FloatModel
 from autoq.graph.torch_export import build_module
 from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss, torch_left_as_found
@@ -46,7 +48,9 @@ class Scoring:
         """What decides orders, JSON-able; nothing where it is as usual."""
         if self.criterion is Criterion.OBS:
             return {}
-        return {"criterion": str(self.criterion), "loss": self.loss_name}
+        # Of two modules that are exported alike one may have no gradients.
+        factory = {} if self.module is None else {"factory": source_digest(self.module.torch)}
+        return {"criterion": str(self.criterion), "loss": self.loss_name, **factory}
 
     def gradients(
         self, model: FloatModel, readers: Collection[str], calibration: Split
@@ -59,7 +63,7 @@ class Scoring:
             calibration: Its first examples are taken.
 
         Raises:
-            ModelError: The factory or the checkpoint fails.
+            ModelError: The factory or the checkpoint fails, or the module cannot be differentiated.
         """
         if self.module is None or self.loss is None:
             return None
@@ -69,4 +73,12 @@ class Scoring:
         with torch_left_as_found():
             built = build_module(self.module.torch, Path.cwd(), checkpoint)
             module = DifferentiableModule(built, tuple(self.module.example))
-            return collect_mask_gradients(module, model.summary.layers, weights, readers, feeds, self.loss)
+            try:
+                return collect_mask_gradients(
+                    module, model.summary.layers, weights, readers, feeds, self.loss
+                )
+            except ModelError as error:
+                raise ModelError(
+                    f"space.rewrites.widths.criterion: fisher: {error}",
+                    hint="the other criteria need no gradients",
+                ) from error

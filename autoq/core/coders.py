@@ -22,7 +22,7 @@ _LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "l
 # level 1, 966 kB at 9); on everything else they find more.
 _FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
 # Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
-_SAMPLE_BYTES = 1 << 16
+_SAMPLE_BYTES, _SAMPLED_PIECES = 1 << 16, 16
 _HOPELESS = 1.01
 _SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
 _DEPENDENT = 0.9
@@ -72,11 +72,11 @@ def _slow(stream: Bytes) -> list[tuple[Coder, bytes]]:
 
 
 def sample(stream: Bytes) -> Bytes:
-    """Four evenly spaced pieces of a long stream, each from a multiple of 64 bytes; a short one whole."""
+    """Evenly spaced pieces of a long stream, each from a multiple of 64 bytes; a short one whole."""
     if stream.size <= _SAMPLE_BYTES:
         return stream
-    piece = _SAMPLE_BYTES // 4
-    starts = np.linspace(0, stream.size - piece, 4).astype(int) // 64 * 64
+    piece = _SAMPLE_BYTES // _SAMPLED_PIECES
+    starts = np.linspace(0, stream.size - piece, _SAMPLED_PIECES).astype(int) // 64 * 64
     return np.concatenate([stream[start : start + piece] for start in starts])
 
 

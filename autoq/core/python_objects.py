@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from autoq.core.digests import digest_bytes
+from autoq.core.digests import digest_bytes, digest_file
 from autoq.core.errors import SpecError
 
 
@@ -36,6 +36,12 @@ def load_object(reference: str, base: Path | None = None) -> Any:
             raise SpecError(f"{reference}: {place} has no {name!r}")
         found = getattr(found, part)
     return found
+
+
+def source_digest(reference: str) -> str:
+    """Hash the file of a user's function; one in a package is known by its name alone."""
+    path = Path(reference.rpartition(":")[0])
+    return digest_file(path) if path.is_file() else reference
 
 
 def _import_module(name: str) -> ModuleType:

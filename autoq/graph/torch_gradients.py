@@ -119,7 +119,10 @@ class DifferentiableModule:
             ModelError: The module fails, or cannot be differentiated.
         """
         torch = importlib.import_module("torch")
-        weights = {name: self._weights[name].requires_grad_() for name in names}
+        try:
+            weights = {name: self._weights[name].requires_grad_() for name in names}
+        except RuntimeError as error:  # they were made where gradients cannot be
+            raise ModelError(f"the module cannot be differentiated: {describe_error(error)}") from error
         for index, feed in enumerate(feeds):
             try:
                 value = loss.of(self._module(*(self._tensor(feed, name) for name in self._inputs)), index)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.core.data import Array, Feed
-from autoq.core.errors import ModelError
 from autoq.core.groups import ChannelGroup, Role
 from autoq.core.layers import Layer
 from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss
@@ -25,6 +24,7 @@ from autoq.variants.rows import to_rows
 Doubles = npt.NDArray[np.float64]
 
 MAX_EXAMPLES = 256
+_NORMALISED = 1e-4  # share of what moves in a row that is left of it where its length does not matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ def collect_mask_gradients(
 ) -> MaskGradients:
     """Run a module over examples, forwards and backwards.
 
-    What cannot be known is left out, with the reason: layers whose weight is no parameter of the module,
-    and all of them if the module cannot be differentiated.
+    What cannot be known is left out, with the reason: layers whose weight is no parameter of the module, or
+    one that the module normalises: what is masked in it comes back by the length of its rows.
 
     Args:
         module: What the model was exported from.
@@ -100,38 +100,49 @@ def collect_mask_gradients(
         readers: Those wanted.
         feeds: One example each.
         loss: What is differentiated.
+
+    Raises:
+        ModelError: The module fails, or cannot be differentiated.
     """
     matches, missing = match_parameters(layers, weights, module.parameters)
     wanted = {one: matches[one.name] for one in layers if one.name in readers and one.name in matches}
-    try:
-        examples = list(_by_example(module, wanted, feeds, loss))
-    except ModelError as error:
-        return MaskGradients({}, dict.fromkeys(readers, str(error)))
+    examples = list(_by_example(module, wanted, feeds, loss))
     by_layer = {}
     for name in (layer.name for layer in wanted):
         if not examples or not all(name in one for one in examples):
             missing[name] = "a weight that reads it has no gradient, or several uses"
-        elif not np.isfinite(rows := np.stack([one[name] for one in examples])).all():
+        elif not np.isfinite(rows := np.stack([one[name].by_column for one in examples])).all():
             missing[name] = "gradients that are not finite"
+        elif rows.any() and max(one[name].along_rows for one in examples) < _NORMALISED:
+            missing[name] = "a weight that reads it is normalised by the module"
         else:
             by_layer[name] = rows
     return MaskGradients(by_layer, missing)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What is kept of weight ⊙ gradient, for one example."""
+
+    by_column: Floats  # (row groups, columns)
+    along_rows: float  # largest |sum| of a row, as a share of its Σ|·|: 0 if no row's length matters
+
+
 def _by_example(
     module: DifferentiableModule, wanted: Mapping[Layer, Match], feeds: Iterable[Feed], loss: OutputLoss
-) -> Iterator[dict[str, Floats]]:
-    """Yield (row groups, columns) of each layer whose gradient is known."""
+) -> Iterator[dict[str, _Sums]]:
+    """Yield the sums of each layer whose gradient is known."""
     names = [match.parameter for match in wanted.values()]
     for products in module.products(names, feeds, loss) if names else ():
         yield {
-            layer.name: _by_column(products[match.parameter], match, layer)
+            layer.name: _summed(products[match.parameter], match, layer)
             for layer, match in wanted.items()
             if match.parameter in products
         }
 
 
-def _by_column(product: Floats, match: Match, layer: Layer) -> Floats:
-    """Sum over the rows of each row group: (row groups, columns)."""
-    summed: Floats = to_rows(match.to_weight(product, layer), layer).sum(axis=1)
-    return summed
+def _summed(product: Floats, match: Match, layer: Layer) -> _Sums:
+    rows = to_rows(match.to_weight(product, layer), layer)
+    moved = np.abs(rows).sum(axis=2)
+    along = np.abs(rows.sum(axis=2)) / np.where(moved > 0.0, moved, 1.0)
+    return _Sums(rows.sum(axis=1), float(along.max()))

@@ -72,10 +72,15 @@ def _matches(layer: Layer, weight: Array, parameters: Mapping[str, Array]) -> li
         for name, values in parameters.items()
         for match in _layouts(name, values.shape, layer.weight_shape)
     ]
-    if equal := [match for match, values in candidates if np.array_equal(values, weight)]:
+    if equal := [match for match, values in candidates if _is_equal(values, weight)]:
         return equal
     rows = _flat_rows(weight, layer)
     return [match for match, values in candidates if _is_scaled(rows, _flat_rows(values, layer))]
+
+
+def _is_equal(values: Array, weight: Array) -> bool:
+    """Compare a first part before the whole: most parameters are another layer's."""
+    return np.array_equal(values[:1], weight[:1]) and np.array_equal(values, weight)
 
 
 def _layouts(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[Match]:

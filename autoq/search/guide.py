@@ -33,8 +33,8 @@ class Option:
 
     @property
     def format(self) -> str:
-        """What it computes in, whatever its granularity."""
-        return str(self.what.format if isinstance(self.what, Choice) else self.what)
+        """What it computes in, whatever its granularity; weightless ops have kernels of their own."""
+        return str(self.what.format) if isinstance(self.what, Choice) else f"op {self.what}"
 
     @property
     def error_kind(self) -> str:

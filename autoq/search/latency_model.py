@@ -47,7 +47,7 @@ _REST_SD = 0.1  # of what no slot takes, as a share of the float model's time
 _REWRITE_SD = 0.05
 _CONVERSION_MEAN, _CONVERSION_SD = 0.05, 0.2  # of converting every tensor one way, by number and by elements
 _MISFIT, _MISFIT_SPREAD = 0.03, math.log(2.0)  # what an additive model misses, relative; of its logarithm
-_MISFITS = np.geomspace(0.005, 0.16, 16)
+_MISFITS = np.geomspace(0.005, 0.16, 8)
 _LEAST = 0.01  # of the float model's time: nothing is faster
 
 

@@ -47,7 +47,8 @@ def plan_timings(
     rng = np.random.default_rng(seed)
     n_promising = round(_PROMISING * _TARGETS)
     targets = _promising(guide, rng, n_promising) + _mixes(guide, rng, _TARGETS - n_promising)
-    pool = list(dict.fromkeys(_promising(guide, rng, _POOL // 2) + _mixes(guide, rng, _POOL // 2)))
+    drawn = dict.fromkeys(_promising(guide, rng, _POOL // 2) + _mixes(guide, rng, _POOL // 2))
+    pool = [one for one in drawn if one not in set(known)]
     prior = LatencyModel(guide).predict(known)[0] if known else ()
     timings = [Timing(*one, _EXPECTED_ERROR) for one in zip(known, prior, strict=True)]
     mean, covariance = LatencyModel(guide, timings, misfit=_EXPECTED_MISFIT).joint([*targets, *pool])
@@ -135,7 +136,7 @@ def _promising(guide: Guide, rng: np.random.Generator, n_stitches: int) -> list[
     contexts, prices = _contexts(guide), LatencyModel(guide).prices
     offered = [list(_gentlest(slot.options).values()) for slot in guide.usual]
     errors = [
-        np.array([slot.options[one].weight_error + slot.options[one].activation_error for one in options])
+        np.nan_to_num([_error(slot.options[one]) for one in options])
         for slot, options in zip(guide.usual, offered, strict=True)
     ]
     typical = np.mean([one.mean() for one in errors]) if errors else 0.0
@@ -159,7 +160,11 @@ def _contexts(guide: Guide) -> list[Rewrites]:
 def _gentlest(options: Sequence[Option]) -> dict[str, int]:
     found: dict[str, tuple[float, int]] = {}
     for index, option in enumerate(options):
-        error = option.weight_error + option.activation_error
+        error = _error(option)
         if option.kernel not in found or error < found[option.kernel][0]:
             found[option.kernel] = (error, index)
     return {kernel: index for kernel, (_, index) in found.items()}
+
+
+def _error(option: Option) -> float:
+    return option.weight_error + option.activation_error

@@ -117,6 +117,7 @@ def enable_wal(engine: Engine) -> None:
     """
     with engine.execution_options(**{_SQLITE_BEGIN: ""}).connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    engine.dispose()  # connections from before flush at every commit
 
 
 @contextmanager
@@ -176,7 +177,9 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _leave_flushing(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA synchronous=NORMAL").close()
+    [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
+    if mode == "wal":  # without a write-ahead log a power cut could cost the file
+        connection.execute("PRAGMA synchronous=NORMAL").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

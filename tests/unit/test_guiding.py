@@ -25,6 +25,13 @@ def test_a_kernel_that_no_anchor_has_is_profiled_within_the_one_of_most_integers
     assert last == all_of(slots, Choice.of("int8"), Precision.INT8)
 
 
+def test_the_float_model_is_profiled_even_where_no_layer_may_be_float() -> None:
+    options = tuple(Option(Choice.of(name), f"{name}/channel") for name in ("int8", "int8_dynamic"))
+    slots = [Slot("query", "MatMul 8x8", options)]
+    anchors = [Candidate.of({"query": choice}) for choice in (FLOAT, Choice.of("int8"))]
+    assert profiled_candidates(anchors, slots) == anchors
+
+
 def test_nothing_is_profiled_twice() -> None:
     slots = slots_of("query")
     float_model, integers = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoq.core.coders import Bytes, DamagedStream
-from autoq.core.packing import CHUNK_BYTES, chunks, n_chunks, pack, packed_bytes, unpack
+from autoq.core.packing import CHUNK_BYTES, as_bytes, chunks, n_chunks, pack, packed_bytes, unpack
 from autoq.core.transforms import Transform, join, split, stream_sizes
 
 RNG = np.random.default_rng(0)
@@ -91,3 +91,25 @@ def test_no_flip_of_a_bit_does_more_than_change_bytes() -> None:
             damaged[bit // 8] ^= 1 << (bit % 8)
             with suppress(DamagedStream):
                 assert unpack(bytes(damaged), grid.size).size == grid.size
+
+
+ROWS = np.clip(np.rint(RNG.normal(0, 30, (256, 4096))), -127, 127).astype(np.int8)
+
+
+@pytest.mark.parametrize(
+    ("values", "transforms", "within"),
+    [
+        (ROWS, (Transform.PLAIN,), 0.01),
+        (ROWS * (np.arange(256) % 2 == 0)[:, None].astype(np.int8), (Transform.PLAIN,), 0.05),
+        (RNG.normal(0, 1, 1 << 18).astype(np.float32), (Transform.PLANES_4, Transform.PLAIN), 0.01),
+    ],
+    ids=["grid", "every other row zero", "floats"],
+)
+def test_samples_of_a_long_tensor_say_what_all_of_it_takes(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+    transforms: tuple[Transform, ...],
+    within: float,
+) -> None:
+    content = as_bytes(values)
+    written = sum(len(pack(chunk, transforms)) for chunk in chunks(content))
+    assert packed_bytes(content, transforms) == pytest.approx(written, rel=within)

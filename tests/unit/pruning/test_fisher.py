@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoq.core.data import Array, Feed
+from autoq.core.errors import ModelError
 from autoq.core.groups import ChannelGroup, GroupKind, Member, Role
 from autoq.core.layers import Layer
 from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss
@@ -89,6 +90,19 @@ def bert_case() -> tuple[nn.Module, list[Layer], dict[str, Array], list[Feed]]:
         for length in (4, 6, 9)
     ]
     return module, layers, weights, feeds
+
+
+class Normalised(nn.Module):
+    """The length of a row of its second weight is not what the layer multiplies by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.second = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.relu(self.second(torch.tanh(self.first(x)))))
+        return logits
 
 
 def draw(shapes: Mapping[str, tuple[int, ...]]) -> list[Feed]:
@@ -207,14 +221,13 @@ def test_a_layer_that_cannot_be_matched_is_missing_and_the_others_are_not() -> N
     assert found.why_none(group("lstm")) == "a recurrence reads it"
 
 
-def test_a_module_that_fails_leaves_every_layer_without_gradients() -> None:
+def test_a_module_that_fails_is_not_passed_over() -> None:
+    """Orders by something else would be kept as if they were Fisher's."""
     module, layers, weights, feeds = mlp_case()
-    found = collect_mask_gradients(
-        DifferentiableModule(module, ("y",)), layers, weights, list(weights), feeds, SCORES
-    )
-    assert found.by_layer == {}
-    assert set(found.missing) == set(weights)
-    assert "input 'y'" in found.missing["head"]
+    with pytest.raises(ModelError, match="input 'y'"):
+        collect_mask_gradients(
+            DifferentiableModule(module, ("y",)), layers, weights, list(weights), feeds, SCORES
+        )
 
 
 def test_gradients_that_are_not_finite_are_none() -> None:
@@ -225,3 +238,14 @@ def test_gradients_that_are_not_finite_are_none() -> None:
     )
     assert found.missing["head"] == "gradients that are not finite"
     assert not found.by_layer
+
+
+def test_a_weight_that_the_module_normalises_has_no_gradient_by_its_masks() -> None:
+    module = seeded(Normalised)
+    weights = {"second": transposed(module.second), "head": module.head.weight.detach().numpy()}
+    layers = [Layer("second", "MatMul", (8, 8), 1), Layer("head", "Gemm", (4, 8), 0)]
+    found = collect_mask_gradients(
+        DifferentiableModule(module, ["x"]), layers, weights, list(weights), draw({"x": (1, 6)}), SCORES
+    )
+    assert list(found.by_layer) == ["head"]
+    assert "normalised" in found.missing["second"]

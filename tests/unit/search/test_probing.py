@@ -24,6 +24,8 @@ def test_a_plan_is_repeatable_and_never_times_one_stitch_twice() -> None:
     assert plan == plan_timings(GUIDE, ANCHORS, seed=0)
     assert plan != plan_timings(GUIDE, ANCHORS, seed=1)
     assert len(set(plan)) == len(plan) == N_PROBES
+    for seed in range(4):
+        assert not set(plan_timings(GUIDE, ANCHORS, seed=seed)) & set(ANCHORS)
 
 
 def test_each_option_is_the_gentlest_of_its_kernel() -> None:

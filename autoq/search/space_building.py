@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoq.core.choices import (
@@ -64,10 +64,11 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a target says of one layer: the legal labels, and (what, reason) of the others."""
+    """What a target says of one layer: the legal labels and grids, and (what, reason) of the others."""
 
     legal: dict[str, BitRange]
     refused: tuple[tuple[str, str], ...]
+    grids: tuple[Grid, ...]
 
 
 def build_space(
@@ -158,7 +159,23 @@ def _judge_layer(layer: Layer, settings: _Settings, target: Target) -> _Judged:
             # One line for a format that is refused as a whole, not one for each label and width.
             verdicts = [(str(fmt), verdicts[0][1])]
         refused += verdicts
-    return _Judged(legal, tuple(refused))
+    wanted = settings.methods.grid or (Grid.UNIFORM,)
+    refused_grids = {grid: reason for grid in wanted if (reason := _why_no_grid(layer, grid, legal, target))}
+    refused += [(str(grid), reason) for grid, reason in refused_grids.items()]
+    grids = tuple(grid for grid in wanted if grid not in refused_grids)
+    return _Judged(legal, tuple(refused), grids or (Grid.UNIFORM,))
+
+
+def _why_no_grid(layer: Layer, grid: Grid, legal: Mapping[str, BitRange], target: Target) -> str:
+    """Return why some legal label is refused with a grid; empty if none is."""
+    for label, (low, _) in legal.items():
+        fmt = Choice.from_label(label).format
+        if fmt.is_float or fmt.is_weight_only:  # they have no other grid than their own
+            continue
+        verdict = target.judge(layer, Choice.from_label(label, weight_bits=low, grid=grid))
+        if not verdict.legal:
+            return verdict.reason
+    return ""
 
 
 def _labels(fmt: Format, settings: _Settings) -> list[str]:
@@ -238,7 +255,7 @@ def _methods(
     if not all(fmt.is_float for fmt in formats):
         methods["rounding"] = wanted.rounding or (Rounding.NEAREST,)
         if not all(fmt.is_float or fmt.is_weight_only for fmt in formats):
-            methods["grid"] = wanted.grid or (Grid.UNIFORM,)
+            methods["grid"] = judged.grids
     if len(sparsities) > 1:
         methods["pruning"] = wanted.pruning or (Pruning.MAGNITUDE,)
         methods["pattern"] = wanted.pattern or (Pattern.UNSTRUCTURED,)

@@ -124,6 +124,8 @@ class OnnxRuntimeTarget:
         widest = _UNSATURATED_BITS if saturates else choice.format.container_bits
         if choice.weight_bits > widest:
             return _refused("u8 x s8 saturates on this CPU (no VNNI): at most 7 weight bits (reduce_range)")
+        if choice.stored_bits > widest:
+            return _refused("u8 x s8 saturates on this CPU (no VNNI), and codebooks use all 8 bits")
         if layer.op == "ConvTranspose" and choice.granularity is Granularity.CHANNEL and layer.group > 1:
             return _refused("per-channel scales of a grouped ConvTranspose cannot be expressed in ONNX")
         if choice.weight_bits < widest:

@@ -81,14 +81,14 @@ def shown(tracking_uri: str) -> list[Any]:
 
 
 def test_a_server_killed_in_mid_search_has_all_of_it_after_a_sync(tmp_path: Path) -> None:
-    spec, home = write_case(tmp_path, {"search.trials": 5, "space": SPACE}), tmp_path / "home"
+    spec, home = write_case(tmp_path, {"search.trials": 12, "space": SPACE}), tmp_path / "home"
     port = choose_port("127.0.0.1", 0)
     uri = f"http://127.0.0.1:{port}"
     with (
         serving(tmp_path, port) as server,
         started("search", spec, "--home", home, MLFLOW_TRACKING_URI=uri) as search,
     ):
-        search.wait_for("2 of 5: trial 1")
+        search.wait_for("2 of 12: trial 1")
         live = MlflowClient(uri).search_experiments(filter_string=f"name = '{EXPERIMENT}'")
         assert len(live) == 1  # it shows up while it runs
         kill(server)
@@ -105,7 +105,7 @@ def test_a_server_killed_in_mid_search_has_all_of_it_after_a_sync(tmp_path: Path
         synced = shown(uri)
     assert run_autoq("sync", NAME, "--home", home).returncode == 0  # into an empty store: nothing disturbs it
     assert synced == shown(sqlite_uri(home / "mlflow.db"))
-    assert len(synced) == 1 + 5 + 1  # search, trials, model
+    assert len(synced) == 1 + 12 + 1  # search, trials, model
 
 
 @pytest.fixture

@@ -115,4 +115,4 @@ def test_a_candidate_is_built_the_same_twice_and_is_never_larger_than_float(
     assert first.artifact.content == second.artifact.content
     assert first.bundle_bytes == second.bundle_bytes
     # Tiny layers may lose in names and scales what they gain in weights.
-    assert first.artifact.size_bytes < bench.model.artifact.size_bytes + 9_000
+    assert first.artifact.size_bytes < bench.model.artifact.size_bytes + 10_000

@@ -13,6 +13,7 @@ import pytest
 
 from autoq.core.choices import Candidate, Choice
 from autoq.core.quantization import ActivationParams, activation_params, dequantize, quantize
+from autoq.targets.cpu import this_cpu
 from autoq.testing.bench import INT8, ModelBench
 from autoq.testing.models import GraphBuilder
 from autoq.variants.variant import Variant
@@ -241,6 +242,8 @@ def test_the_bias_may_stand_on_either_side_of_the_add(bench_of: BenchOf) -> None
 def test_a_product_that_keeps_outliers_is_the_sum_of_both_parts(
     name: str, bits: int, methods: dict[str, str], bench_of: BenchOf
 ) -> None:
+    if this_cpu().saturates and "grid" in methods:
+        pytest.skip("codebooks are refused where u8 x s8 saturates")
     product = PRODUCTS[name]
     choice = Choice.of("int8_outlier", weight_bits=bits, **methods)
     bench, candidate, variant = prepare(product, choice, bench_of)
@@ -290,7 +293,7 @@ def outlying(*, scale: float = 40.0) -> onnx.ModelProto:
 
 def test_layers_that_read_one_tensor_share_its_split(bench_of: BenchOf) -> None:
     bench = bench_of(outlying)
-    keeping = bench.uniform(Choice.of("int8_outlier"))
+    keeping = bench.uniform(Choice.of("int8_outlier", weight_bits=INT8.weight_bits))
     ops = bench.fused_ops(bench.build(keeping))
     assert (ops["QuantizeLinear"], ops["Gather"], ops["MatMulIntegerToFloat"]) == (1, 1, 2)
     mixed = bench.uniform(INT8, but={"right": Choice.of("int8_outlier", weight_bits=INT8.weight_bits)})

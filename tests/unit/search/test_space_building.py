@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.core.choices import Calibration, Choice, Format, Granularity, Precision
+from autoq.core.choices import Calibration, Choice, Format, Granularity, Grid, Precision
 from autoq.core.errors import ModelError, SpecError
 from autoq.core.layers import Layer, OpFamily
 from autoq.search.space_building import build_space
-from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityRange
+from autoq.search.space_rules import GraphRule, LayerRule, SpaceRules, SparsityRange, WeightMethods
 from autoq.testing.synthetic import SyntheticTarget, synthetic_layers, synthetic_ops
 
 ALL = LayerRule(
@@ -66,6 +66,21 @@ def test_a_refused_width_narrows_the_bits_of_its_label_and_is_told_once() -> Non
     assert refusal.layers == ("layer0", "layer1")
     assert refusal.what == "int8/channel/minmax at 8 bits"
     assert refusal.reason == "u8 x s8 saturates without VNNI"
+
+
+def test_a_refused_grid_is_left_out_and_told_once() -> None:
+    def no_codebooks(layer: Layer, choice: Choice) -> str:
+        return "codebooks use all 8 bits" if choice.grid is Grid.CODEBOOK else ""
+
+    methods = WeightMethods(grid=(Grid.UNIFORM, Grid.CODEBOOK))
+    rules = SpaceRules(
+        (LayerRule("*", formats=(Format.FP32, Format.INT8), weight_bits=(2, 7), methods=methods),)
+    )
+    for target, n_grids in ((SyntheticTarget(no_codebooks), 1), (SyntheticTarget(), 2)):
+        space = build_space(rules, synthetic_layers(2), [], target)
+        assert {len({way.get("grid") for way in layer.ways}) for layer in space.layers} == {n_grids}
+        told = [(one.what, one.reason) for one in space.refusals]
+        assert told == ([("codebook", "codebooks use all 8 bits")] if n_grids == 1 else [])
 
 
 def test_the_legal_bits_are_one_range_even_where_the_refused_ones_lie_inside() -> None:

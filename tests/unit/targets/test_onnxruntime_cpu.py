@@ -28,6 +28,14 @@ def test_where_u8_by_s8_saturates_weights_have_at_most_7_bits(fmt: str) -> None:
     assert OnnxRuntimeTarget(cpu=NEW_CPU).judge(FC, Choice.of(fmt)).native
 
 
+@pytest.mark.parametrize("fmt", ["int8", "int8_outlier", "int8_dynamic"])
+def test_where_u8_by_s8_saturates_codebooks_are_refused(fmt: str) -> None:
+    """Few levels, but spread over all of int8: their sums of two products do not fit 16 bits either."""
+    codebook = Choice.of(fmt, weight_bits=3, grid="codebook")
+    assert "codebooks use all 8 bits" in OnnxRuntimeTarget(cpu=OLD_CPU).judge(FC, codebook).reason
+    assert OnnxRuntimeTarget(cpu=NEW_CPU).judge(FC, codebook).legal
+
+
 @pytest.mark.parametrize("fmt", ["int8_outlier", "int8_dynamic", "int8_weight", "int4_weight"])
 def test_formats_of_matrix_products_are_refused_for_convolutions(fmt: str) -> None:
     target = OnnxRuntimeTarget(cpu=NEW_CPU)

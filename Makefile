@@ -16,7 +16,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED) $(DIGITS)/data/digits.onnx ## train a small network, search it, export the best point
-	$(BIN)/autoq search $(DIGITS)/spec.yaml --latency-budget 50% --resume
+	$(BIN)/autoq search $(DIGITS)/spec.yaml --latency-budget 75% --resume
 	@rm -rf $(DEMO)
 	$(BIN)/autoq export digits --select best --out $(DEMO)
 	@echo "plot of the front: $${AUTOQ_HOME:-autoq-home}/artifacts/digits   exported model: $(DEMO)"

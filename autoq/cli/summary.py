@@ -50,6 +50,8 @@ def print_outcome(console: Console, outcome: Outcome, home: Path, plot: Path) ->
         print_table(console, render.front_table(outcome, metric))
         if not any(point.test for point in outcome.front):
             _line(console, "the test split has not been used: no figure is checked on unseen data")
+    elif outcome.points:  # whatever breaks a bound is not scored to the end, and estimates are on no front
+        _line(console, "no front: every trial broke a bound before it was scored in full")
     else:
         _line(console, "no trial is measured yet")
     for line in (*_best_lines(outcome, metric), *_nearest_lines(outcome)):

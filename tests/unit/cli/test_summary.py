@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from autoq.cli.summary import outcome_code, print_outcome
 from autoq.search.outcome import Outcome
-from autoq.search.records import SearchState
+from autoq.search.records import SearchState, TrialRecord
 
 MakeOutcome = Callable[..., Outcome]
 
@@ -72,6 +73,21 @@ def test_when_nothing_is_feasible_the_nearest_point_and_its_failed_bounds_are_to
     assert "breaks max_accuracy_drop: accuracy drop 0.0000, allowed -0.1000" in text
     assert "--select 0 " in text
     assert outcome_code(outcome) == 3
+
+
+def test_where_every_trial_is_an_estimate_nobody_is_told_that_none_was_measured(
+    make_outcome: MakeOutcome, trials: list[TrialRecord]
+) -> None:
+    for at, trial in enumerate(trials):
+        if trial.measurement is not None:
+            rough = replace(trial.measurement.accuracy, is_estimate=True, n_examples=64)
+            trials[at] = replace(trial, measurement=replace(trial.measurement, accuracy=rough))
+    outcome = make_outcome(max_accuracy_drop=-0.1)
+    assert not outcome.front
+    text = printed(outcome)
+    assert "no front: every trial broke a bound before it was scored in full" in text
+    assert "no trial is measured yet" not in text
+    assert "nothing is feasible; nearest: trial" in text
 
 
 def test_what_to_do_next_names_the_home_and_the_plot(make_outcome: MakeOutcome, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def decode(coder: int, stored: bytes, size: int) -> Bytes:
 
 
 def estimate(stream: Bytes, scale: float = 1.0) -> int:
-    """Return about how many bytes `encode` would store, some hundred times faster: a trial waits for it.
+    """Return about how many bytes `encode` would store, mostly without the slow coders: a trial waits for it.
 
     Args:
         stream: What is looked at.

@@ -29,6 +29,7 @@ from autoq.core.errors import (
 from autoq.core.measurements import Baseline
 from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
+from autoq.execution.memory import settled
 from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
@@ -213,7 +214,8 @@ class App:
                 build_candidate(self.home, sources, candidate)
 
             services = Services(self.ledger, runner, listener, hooks, should_stop, build_ahead)
-            stop = run_search(record, plan, services)
+            with settled():
+                stop = run_search(record, plan, services)
             if stop.state is SearchState.FINISHED:
                 outcome = run_finals(record.but(message=stop.message), plan, services)
             else:

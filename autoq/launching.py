@@ -8,7 +8,7 @@ from pathlib import Path
 from autoq.execution.worker import ChildProcess
 
 # What a workbench needs, and what it would otherwise import within the first trial.
-_PRELOAD = ("autoq.preparation", "scipy.special")
+_PRELOAD = ("autoq.workbench_factory", "autoq.targets.registry", "scipy.special")
 
 
 def launch_trials(root: Path) -> ChildProcess[object]:

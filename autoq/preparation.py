@@ -16,7 +16,6 @@ from autoq.calibrating import (
     Source,
     SourceKeys,
     build_variants,
-    open_stitchers,
     rewrites_of,
     save_model,
 )
@@ -28,11 +27,10 @@ from autoq.core.measurements import Baseline
 from autoq.core.python_objects import source_digest
 from autoq.derived import derive_once, kept_keys, load_once
 from autoq.evaluation.batches import feeding_for, timing_feeds
-from autoq.evaluation.output_files import OutputFiles
 from autoq.evaluation.ports import Target
 from autoq.evaluation.racing import RacingSettings
 from autoq.evaluation.timing import TimingSettings
-from autoq.evaluation.workbench import EvaluationData, EvaluationSettings, Workbench
+from autoq.evaluation.workbench import EvaluationData, EvaluationSettings
 from autoq.execution.runner import ChildTrialRunner, TrialLimits
 from autoq.execution.worker import ChildProcess
 from autoq.graph.find_groups import find_groups
@@ -48,10 +46,11 @@ from autoq.search.space_building import build_space
 from autoq.search.space_rules import WidthRule
 from autoq.spec.data import DataSplits, load_data, read_ahead
 from autoq.spec.metrics import load_metric
-from autoq.spec.schema import OnnxModelSpec, SearchSpec, TargetSpec, TorchModelSpec
+from autoq.spec.schema import OnnxModelSpec, SearchSpec, TorchModelSpec
 from autoq.targets.cpu import this_cpu
 from autoq.targets.registry import create_target
 from autoq.width_planning import WidthSubject, check_globs, plan_widths
+from autoq.workbench_factory import WorkbenchFactory
 
 _log = logging.getLogger("autoq")
 
@@ -233,30 +232,12 @@ def prepare_variants(
         build_variants(home, sources, ready.space, ready.anchors, listener)
 
 
-@dataclass(frozen=True)
-class WorkbenchFactory:
-    """Everything a child process builds its workbench from; it pickles."""
-
-    home: Home
-    sources: Mapping[Rewrites, SourceKeys]
-    target: TargetSpec
-    data: EvaluationData
-    settings: EvaluationSettings
-
-    def __call__(self) -> Workbench:
-        """Wire the workbench; models and statistics are read from the home."""
-        target = create_target(self.target)
-        stitchers = open_stitchers(self.home, self.sources, target)
-        stitchers.load_all()
-        return Workbench(stitchers, target, self.data, self.settings, OutputFiles(self.home.outputs))
-
-
 def workbench_factory(
     ready: Preparation, sources: Mapping[Rewrites, SourceKeys], home: Home
 ) -> WorkbenchFactory:
     """Gather what a trial process needs."""
     data, settings = evaluation_of(ready.spec, ready.model, ready.data)
-    return WorkbenchFactory(home, sources, ready.spec.target, data, settings)
+    return WorkbenchFactory(home, sources, ready.target, data, settings)
 
 
 def evaluation_of(

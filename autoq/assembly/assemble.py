@@ -66,14 +66,12 @@ class Stitcher:
         """Return the compressed weights of every layer."""
         return self._variants.get_all(weight_choices(self._choices(candidate)))
 
-    def _distinct(
-        self, candidate: Candidate, variants: Mapping[str, Variant]
-    ) -> dict[tuple[str, WeightChoice], int]:
+    def _distinct(self, candidate: Candidate) -> dict[tuple[str, WeightChoice], int]:
         """Bytes of each tensor in the bundle: layers that share a weight and its treatment share its tensor.
 
         They do not where the treatment looks at inputs, which differ.
         """
-        distinct = {}
+        distinct, variants = {}, self.variants(candidate)
         for name, choice in self._choices(candidate).items():
             treatment = WeightChoice.of(choice)
             shared = treatment.is_plain and not self._layers[name].is_recurrent
@@ -108,7 +106,9 @@ class Stitcher:
         Raises:
             TrialError: The candidate needs a tensor that the statistics have not seen.
         """
-        variants = self.variants(candidate)
+        treatments = weight_choices(self._choices(candidate))
+        # Layers that stay float are not written anew: nobody has to read what they weigh.
+        variants = self._variants.get_all({n: one for n, one in treatments.items() if not one.is_untouched})
         plan = self.plan(candidate)
         changes_nothing = not plan.domains.quantized and set(self._choices(candidate).values()) == {FLOAT}
         artifact = (
@@ -121,16 +121,14 @@ class Stitcher:
             for name, choice in self._choices(candidate).items()
             if not self._is_native(self._layers[name], choice)
         )
-        estimate = partial(self._bundle_bytes, artifact, candidate, variants)
+        estimate = partial(self._bundle_bytes, artifact, candidate)
         return AssembledModel(artifact, estimate, storage_only)
 
-    def _bundle_bytes(
-        self, artifact: ModelArtifact, candidate: Candidate, variants: Mapping[str, Variant]
-    ) -> int:
+    def _bundle_bytes(self, artifact: ModelArtifact, candidate: Candidate) -> int:
         """Estimate the bundle; a model of several files gets none, so its tensors are added up."""
         if artifact.content is not None:
             return self._estimate_bundle(artifact.content)
-        return sum(self._distinct(candidate, variants).values()) + self._leftover_bytes
+        return sum(self._distinct(candidate).values()) + self._leftover_bytes
 
 
 class Stitchers:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoq.core.digests import digest_bytes, digest_file
 from autoq.core.files import written_whole
+from autoq.core.measurements import Size
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,8 @@ class AssembledModel:
     def bundle_bytes(self) -> int:
         """Estimate of the storage bundle."""
         return self.estimate_bundle()
+
+    def weigh(self) -> Size:
+        """Return what it takes, and hash it: both are looked up from then on."""
+        _ = self.artifact.digest
+        return Size(self.artifact.size_bytes, self.bundle_bytes)

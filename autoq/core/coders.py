@@ -17,14 +17,16 @@ import zstandard
 
 Bytes = npt.NDArray[np.uint8]  # one dimension
 
-_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
+_LEAST_WINDOW, _WINDOW = 1 << 12, 1 << 20  # bytes that lzma looks back, those of a chunk being fewer
 # On noise-like grids high levels of zstd waste bits on matches (ResNet-18's last 4-bit layer: 887 kB at
 # level 1, 966 kB at 9); on everything else they find more.
 _FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
 # Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
 _SAMPLE_BYTES, _SAMPLED_PIECES = 1 << 16, 256
 _HOPELESS = 1.01
-_SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
+# So many bytes may be packed in earnest even to be estimated; of fewer a model holds hundreds of streams,
+# whose sum is next to nothing.
+_SMALL_BYTES = range(1 << 10, (1 << 15) + 1)
 _DEPENDENT = 0.9
 _FREQUENCY_SUM = 1 << 16
 _PRESENT_BYTES = 32  # one bit for each of 256 symbols
@@ -67,8 +69,14 @@ def _fast(stream: Bytes) -> list[tuple[Coder, bytes]]:
 
 def _slow(stream: Bytes) -> list[tuple[Coder, bytes]]:
     content = stream.tobytes()
-    packed = lzma.compress(content, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    # A window takes ten times its size in memory, which short streams would spend their time on.
+    window = 1 << max(len(content) - 1, _LEAST_WINDOW - 1).bit_length()
+    packed = lzma.compress(content, format=lzma.FORMAT_RAW, filters=_lzma_filters(min(window, _WINDOW)))
     return [(Coder.ZSTD, _zstd(content, _SLOW_LEVEL)), (Coder.LZMA, packed)]
+
+
+def _lzma_filters(window: int) -> list[dict[str, int]]:
+    return [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": window, "lc": 0, "lp": 0, "pb": 0}]
 
 
 def sample(stream: Bytes) -> Bytes:
@@ -112,7 +120,7 @@ def estimate(stream: Bytes, scale: float = 1.0) -> int:
     zstd = round(scale * len(_zstd(content, _FAST_LEVEL)))
     ans = _ans_bytes(stream, scale)
     if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
-        if scale == 1.0 and stream.size <= _SMALL_BYTES:
+        if scale == 1.0 and stream.size in _SMALL_BYTES:
             return min(len(content) for _, content in _slow(stream))
         zstd = min(zstd, round(scale * len(_zstd(content, _ESTIMATE_LEVEL))))
     return min(round(scale * stream.size), zstd, ans)
@@ -134,7 +142,7 @@ def _decode_zstd(stored: bytes, size: int) -> bytes:
 
 
 def _decode_lzma(stored: bytes, size: int) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(_WINDOW))
     try:
         content = decoder.decompress(stored, max_length=size + 1)  # one more would be one too many
     except lzma.LZMAError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 
@@ -122,9 +123,8 @@ class SplitScorer:
     def is_repeatable(self, session: Session) -> bool:
         """Run one batch twice and say whether the outputs are the same, bit by bit."""
         piece = cut_into_pieces(self._split, self._feeding.batch_size)[0]
-        first, second = (
-            run_pieces(session, self._split, self._feeding, [piece], output=self._output)[0] for _ in range(2)
-        )
+        twice = [[piece], [piece]]
+        [first], [second] = run_pieces(session, self._split, self._feeding, twice, output=self._output)
         return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
 
     def measure_jitter(self, session: Session) -> float:
@@ -176,8 +176,9 @@ class SplitScorer:
             TrialError: They have another shape than the float model's.
         """
         first = _FirstOutputs(self._float_first.pieces)
-        for piece, outputs in self._run_checked(session, first.pieces):
-            first.add(piece, outputs)
+        for block in self._run_checked(session, [first.pieces]):
+            for piece, outputs in block:
+                first.add(piece, outputs)
         divergence = self._divergence(first)
         if divergence is None:
             raise OutputsNotFinite("the outputs have infinite values")
@@ -192,16 +193,16 @@ class SplitScorer:
     def _score_in_order(self, session: Session, order: ScoringOrder, stopping: Stopping) -> Scored:
         first = _FirstOutputs(self._float_first.pieces)
         contest = Contest(order, self._metric, self.baseline, stopping)
-        for block in order.blocks():
+        for block in self._run_checked(session, order.blocks()):
             scenes = []
-            for piece, outputs in self._run_checked(session, block):
+            for piece, outputs in block:
                 first.add(piece, outputs)
                 scenes.append(self._scene(piece, outputs))
             for scene in joined_by_shape(scenes):
                 contest.values[scene.positions] = self._evaluate(
                     scene.outputs, scene.reference, scene.labels, scene.positions
                 )
-            if (estimate := contest.verdict_after(block)) is not None:
+            if (estimate := contest.verdict_after([piece for piece, _ in block])) is not None:
                 return Scored(estimate, self._divergence(first), None)
         score = Score(float(contest.values.mean()), contest.values, len(contest.values))
         accuracy = compare(self.baseline, score, self._metric, jitter=self._jitter)
@@ -220,13 +221,14 @@ class SplitScorer:
         return _rows(self._reference[index], start, piece.n_examples)
 
     def _run_checked(
-        self, session: Session, pieces: Sequence[Piece]
-    ) -> Iterator[tuple[Piece, dict[str, Array]]]:
-        found = run_pieces(session, self._split, self._feeding, pieces, output=self._output)
-        for piece, outputs in zip(pieces, found, strict=True):
-            if name := _nan_output(outputs):
+        self, session: Session, blocks: Iterable[Sequence[Piece]]
+    ) -> Iterator[list[tuple[Piece, dict[str, Array]]]]:
+        wanted, fed = tee(blocks)
+        found = run_pieces(session, self._split, self._feeding, fed, output=self._output)
+        for block, outputs in zip(wanted, found, strict=True):
+            if name := next(filter(None, map(_nan_output, outputs)), None):
                 raise OutputsNotFinite(f"output {name!r} has NaN")
-            yield piece, outputs
+            yield list(zip(block, outputs, strict=True))
 
     def _divergence(self, first: _FirstOutputs) -> float | None:
         if not first.pieces:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -137,11 +138,12 @@ def run_split(
     Raises:
         ModelError: There is no such output, or one has not a row per example.
     """
-    for start, part in _parts(split, feeding.batch_size):
-        feeds = part.feeds(feeding.batch_size)
-        batches = list(_in_order(lambda feed: _run(session, feed, feeding, output), feeds, feeding.n_workers))
-        outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        yield Chunk(start, outputs, part.labels)
+    with _crew(feeding.n_workers) as mapped:
+        for start, part in _parts(split, feeding.batch_size):
+            feeds = part.feeds(feeding.batch_size)
+            batches = mapped(lambda feed: _run(session, feed, feeding, output), feeds)
+            outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+            yield Chunk(start, outputs, part.labels)
 
 
 def cut_into_pieces(split: Split, batch_size: int) -> list[Piece]:
@@ -156,21 +158,27 @@ def cut_into_pieces(split: Split, batch_size: int) -> list[Piece]:
 
 
 def run_pieces(
-    session: Session, split: Split, feeding: Feeding, pieces: Sequence[Piece], *, output: str | None = None
-) -> list[dict[str, Array]]:
-    """Run some batches of a split; return the outputs of each, which are those of `run_split`.
+    session: Session,
+    split: Split,
+    feeding: Feeding,
+    blocks: Iterable[Sequence[Piece]],
+    *,
+    output: str | None = None,
+) -> Iterator[list[dict[str, Array]]]:
+    """Run some batches of a split, block by block; yield the outputs of each, which are those of `run_split`.
 
     Raises:
         ModelError: There is no such output, or one has not a row per example.
     """
-    feeds = (
-        feed
-        for piece in pieces
-        for feed in Split((split.batches[piece.batch_index].rows(piece.rows),), split.transform).feeds(
-            feeding.batch_size
-        )
-    )
-    return list(_in_order(lambda feed: _run(session, feed, feeding, output), feeds, feeding.n_workers))
+
+    def run(piece: Piece) -> dict[str, Array]:
+        batch = split.batches[piece.batch_index].rows(piece.rows)
+        [feed] = Split((batch,), split.transform).feeds(feeding.batch_size)
+        return _run(session, feed, feeding, output)
+
+    with _crew(feeding.n_workers) as mapped:
+        for block in blocks:
+            yield mapped(run, block)
 
 
 def _parts(split: Split, batch_size: int) -> Iterator[tuple[int, Split]]:
@@ -208,19 +216,50 @@ def _filled(feed: Feed, n_examples: int) -> Feed:
     }
 
 
-def _in_order(call: Callable[[In], Out], items: Iterable[In], n_workers: int) -> Iterator[Out]:
-    """Map with threads, results in order. Only a few items are held at a time."""
+class _Mapped(Protocol):
+    def __call__(self, call: Callable[[In], Out], items: Iterable[In]) -> list[Out]: ...
+
+
+@contextmanager
+def _crew(n_workers: int) -> Iterator[_Mapped]:
+    """Start threads that map side by side, the caller being one of them; results are in order.
+
+    Whoever is free takes the next item, so that none wait that have been made already, and nobody waits
+    for a thread that only hands out work.
+    """
     if n_workers == 1:
-        yield from map(call, items)
+        yield lambda call, items: [call(item) for item in items]
         return
-    with ThreadPoolExecutor(n_workers) as pool:
-        waiting: deque[Future[Out]] = deque()
-        for item in items:
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > 2 * n_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    with ThreadPoolExecutor(n_workers - 1) as pool:
+
+        def mapped(call: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
+            results: dict[int, Out] = {}
+            numbered, turn = enumerate(items), threading.Lock()
+            has_failed = threading.Event()
+
+            def work() -> None:
+                try:
+                    while not has_failed.is_set():
+                        with turn:
+                            taken = next(numbered, None)
+                        if taken is None:
+                            return
+                        index, item = taken
+                        results[index] = call(item)
+                except BaseException:  # raised again: it only tells the others
+                    has_failed.set()
+                    raise
+
+            others = [pool.submit(work) for _ in range(n_workers - 1)]
+            try:
+                work()
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
+            return [results[index] for index in range(len(results))]
+
+        yield mapped
 
 
 def _resized(array: Array, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:

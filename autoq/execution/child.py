@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -114,6 +115,7 @@ def serve(
         try:
             if built is None:
                 built, value = request(), None
+                gc.freeze()  # it lives as long as the process: no trial has to look through it for garbage
             else:
                 method, arguments = request
                 value = getattr(built, method)(*arguments)

@@ -102,7 +102,7 @@ class Allocator:
         upper = np.concatenate((np.ones(self._n_slots), np.zeros(n_conversions), np.full(2, np.inf)))
         return Relaxation(entries, lower, upper, n + n_conversions)
 
-    @property
+    @cached_property
     def _byte_unit(self) -> float:
         """What bytes are counted in, so that all rows are of like size."""
         return max(float(np.mean(self._bytes)) * self._n_slots, 1.0)

@@ -11,7 +11,7 @@ from autoq.core.measurements import Baseline, Measurement
 from autoq.evaluation.statistics import Z
 from autoq.search.acquisition import Forecast
 from autoq.search.drop_model import DropModel, Seen
-from autoq.search.guide import Floats, Guide, Stitch
+from autoq.search.guide import Floats, Guide, PerOption, Stitch
 from autoq.search.latency_model import LatencyModel, Timing
 from autoq.search.sensitivity import offsets
 
@@ -32,8 +32,9 @@ class Forecaster:
         baseline: Baseline,
         trials: Sequence[tuple[Stitch, Measurement]],
     ) -> None:
-        self._guide, self._costs, self._baseline = guide, costs, baseline
+        self._guide, self._baseline = guide, baseline
         self._offsets = offsets(guide)
+        self._parts_of = {rewrites: PerOption(of_slots) for rewrites, of_slots in costs.items()}
         timings = [
             Timing(stitch, probe.ratio, probe.error)
             for probe in guide.latency_probes
@@ -41,11 +42,12 @@ class Forecaster:
         ]
         self._trials = list(trials)
         self.latency = LatencyModel(guide, [*timings, *(_timing(*trial, baseline) for trial in self._trials)])
-        self._told = [
-            (stitch, self.divergence_sum([stitch])[0], measurement.divergence)
+        told = [
+            (stitch, measurement.divergence)
             for stitch, measurement in self._trials
             if measurement.divergence is not None
         ]
+        self._told = list(zip(self._parts([stitch for stitch, _ in told]), (d for _, d in told), strict=True))
         self.drop = DropModel([_seen(self._divergence_of(*trial), trial[1]) for trial in self._trials])
         self._noise = _noise([measurement for _, measurement in self._trials])
         self._size_law = self._bytes_law(bundle=False)
@@ -86,11 +88,11 @@ class Forecaster:
         parts = self._parts(stitches)
         sums = parts.sum(axis=1)
         weights, logs = np.full(len(stitches), _SHRINK), np.zeros(len(stitches))
-        for stitch, foretold, measured in self._told:
+        for own, measured in self._told:
+            foretold = float(own.sum())
             if foretold <= 0 or measured <= 0:
                 continue
-            own = self._parts([stitch])
-            strange = np.abs(parts - own).sum(axis=1) / np.maximum(sums + own.sum(), 1e-30)
+            strange = np.abs(parts - own).sum(axis=1) / np.maximum(sums + foretold, 1e-30)
             weight = np.exp(-strange / _LIKENESS)
             weights += weight
             logs += weight * np.log(measured / foretold)
@@ -103,8 +105,7 @@ class Forecaster:
             mine = [at for at, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
             options = np.array([stitches[at].options for at in mine], np.int64)
             found[mine, 0] = self._offsets[rewrites]
-            for slot, costs in enumerate(self._costs[rewrites]):
-                found[mine, 1 + slot] = costs[options[:, slot]]
+            found[mine, 1:] = self._parts_of[rewrites].of(options)
         return found
 
     def _divergence_of(self, stitch: Stitch, measurement: Measurement) -> float:

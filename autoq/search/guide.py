@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from autoq.core.choices import FLOAT, Candidate, Choice, Format, Precision, Rewrites
 
 Floats = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,20 @@ class Stitch:
     options: tuple[int, ...]
 
 
+class PerOption(Generic[Scalar]):
+    """Figures of every option of every slot, to be looked up for many stitches at once."""
+
+    def __init__(self, figures: Sequence[npt.NDArray[Scalar]]) -> None:
+        """Take for each slot an array (options, ...)."""
+        self._figures = np.concatenate(figures)
+        self._starts = np.cumsum([0, *(len(one) for one in figures[:-1])])
+
+    def of(self, options: npt.NDArray[np.int64]) -> npt.NDArray[Scalar]:
+        """Return the figures of the options of stitches, (n, slots); (n, slots, ...)."""
+        found: npt.NDArray[Scalar] = self._figures[options + self._starts]
+        return found
+
+
 @dataclass(frozen=True)
 class Guide:
     """Everything the guided strategy starts from. Pure data, made once a search and kept by digest."""
@@ -181,6 +196,16 @@ class Guide:
 
     def stitch(self, candidate: Candidate) -> Stitch | None:
         """Inverse of `candidate`; None for one outside the space."""
+        if candidate.digest not in self._stitches:
+            self._stitches[candidate.digest] = self._stitch(candidate)
+        return self._stitches[candidate.digest]
+
+    @cached_property
+    def _stitches(self) -> dict[str, Stitch | None]:
+        """What candidates were asked for, by digest: those of trials and probes are, at every proposal."""
+        return {}
+
+    def _stitch(self, candidate: Candidate) -> Stitch | None:
         if candidate.rewrites not in self.slots:
             return None
         found = []
@@ -202,19 +227,21 @@ class Guide:
         totals = np.full(len(stitches), float(self.float_bundle_bytes if bundle else self.float_size_bytes))
         for rewrites, tables in self._bytes.items():
             rows = [row for row, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
-            options = np.array([stitches[row].options for row in rows], np.int64)
-            for slot, table in enumerate(tables if rows else ()):
-                totals[rows] += table[options[:, slot], int(bundle)]
+            if rows:
+                options = np.array([stitches[row].options for row in rows], np.int64)
+                totals[rows] += tables.of(options)[:, :, int(bundle)].sum(axis=1)
         return totals
 
     @cached_property
-    def _bytes(self) -> dict[Rewrites, list[Floats]]:
-        """For each slot (options, 2): bytes of the file and of the bundle."""
+    def _bytes(self) -> dict[Rewrites, PerOption[np.float64]]:
+        """Bytes of the file and of the bundle."""
         return {
-            rewrites: [
-                np.array([[one.size_bytes, one.bundle_bytes] for one in slot.options], np.float64)
-                for slot in slots
-            ]
+            rewrites: PerOption(
+                [
+                    np.array([[one.size_bytes, one.bundle_bytes] for one in slot.options], np.float64)
+                    for slot in slots
+                ]
+            )
             for rewrites, slots in self.slots.items()
         }
 

@@ -70,6 +70,7 @@ class GuidedStrategy:
         self._n_anchors, self._n_trials, self._seed = n_anchors, max(n_trials, n_anchors + 1), seed
         self._trials: list[TrialRecord] = []
         self._seeds: list[Idea] | None = None
+        self._latest: tuple[int, Forecaster] | None = None  # by the number of trials it was fitted to
         self._has_warned = False  # what was said; what is proposed does not depend on it
 
     @cached_property
@@ -317,14 +318,18 @@ class GuidedStrategy:
         return Decoder(self._guide, rewrites, self._costs[rewrites], prices, bundle=self._weighs_bundle)
 
     def _forecaster(self, trials: Sequence[TrialRecord]) -> Forecaster:
-        known = [
-            (stitch, trial.measurement)
-            for trial in trials
-            if trial.state is TrialState.COMPLETE
-            and trial.measurement is not None
-            and (stitch := self._guide.stitch(trial.candidate)) is not None
-        ]
-        return Forecaster(self._guide, self._costs, self._baseline, known)
+        """Fit the forecasts to the first trials of the search; kept until more are asked for."""
+        n, latest = len(trials), self._latest
+        if latest is None or latest[0] != n:
+            known = [
+                (stitch, trial.measurement)
+                for trial in trials
+                if trial.state is TrialState.COMPLETE
+                and trial.measurement is not None
+                and (stitch := self._guide.stitch(trial.candidate)) is not None
+            ]
+            latest = self._latest = (n, Forecaster(self._guide, self._costs, self._baseline, known))
+        return latest[1]
 
     def _worth(self, measured: Sequence[Measurement]) -> Worth:
         return Worth(self._goals, self._baseline, measured)

@@ -28,7 +28,7 @@ from functools import cached_property
 import numpy as np
 
 from autoq.core.choices import Choice, Rewrites
-from autoq.search.guide import Floats, Guide, Option, Slot, Stitch
+from autoq.search.guide import Floats, Guide, Option, PerOption, Slot, Stitch
 
 # How many times faster than float a kernel is where nobody has profiled it: roughly, they are priors.
 _TYPICAL = {
@@ -213,16 +213,18 @@ class _Features:
                     rows.append([index[key] for key in _effects_of(slot, option)])
                 self._columns[rewrites].append(np.array(rows, np.int64).reshape(len(slot.options), _N_KINDS))
         self.sds: Floats = np.array(sds)
+        self._looked_up = {
+            rewrites: (PerOption(means), PerOption(self._columns[rewrites]))
+            for rewrites, means in self._means.items()
+        }
+        self._integer = PerOption(guide.integer)
         names = {slot.name: position for position, slot in enumerate(guide.usual)}
-        self._borders = [
-            (names[one.writer], names[one.reader], one.elements)
-            for one in guide.borders
-            if one.writer in names and one.reader in names
-        ]
-        total = sum(elements for *_, elements in self._borders) or 1.0
-        n_borders = len(self._borders) or 1
+        borders = [one for one in guide.borders if one.writer in names and one.reader in names]
+        self._writers = np.array([names[one.writer] for one in borders], np.int64)
+        self._readers = np.array([names[one.reader] for one in borders], np.int64)
+        total = sum(one.elements for one in borders) or 1.0
         self._border_weights = np.array(
-            [[1.0 / n_borders, elements / total] for *_, elements in self._borders]
+            [[1.0 / len(borders), one.elements / total] for one in borders]
         ).reshape(-1, 2)
 
     def design(self, stitches: Sequence[Stitch]) -> Floats:
@@ -235,20 +237,18 @@ class _Features:
         design[:, 0] = 1.0
         positions = np.array([self._guide.rewrites.index(one.rewrites) for one in stitches], np.int64)
         design[rows, self.of_rewrites.start + positions] = 1.0
+        n_effects = len(self.sds)
         for position, rewrites in enumerate(self._guide.rewrites):
-            mine = rows[positions == position]
-            for slot, (means, columns) in enumerate(
-                zip(self._means[rewrites], self._columns[rewrites], strict=True)
-            ):
-                time = means[table[mine, slot]]
-                for kind in range(_N_KINDS):
-                    design[mine, columns[table[mine, slot], kind]] += time
-        integer = [flags[table[:, slot]] for slot, flags in enumerate(self._guide.integer)]
-        for (writer, reader, _), weights in zip(self._borders, self._border_weights, strict=True):
-            quantised = ~integer[writer] & integer[reader]
-            dequantised = integer[writer] & ~integer[reader]
-            ways = np.stack((quantised, dequantised), axis=1)[:, :, None] * weights  # (n, ways, weights)
-            design[:, self._of_borders] += ways.reshape(len(stitches), 4)
+            mine = np.flatnonzero(positions == position)
+            times, columns = (of.of(table[mine]) for of in self._looked_up[rewrites])
+            cells = np.arange(len(mine))[:, None, None] * n_effects + columns  # of the rows at hand
+            weights = np.broadcast_to(times[:, :, None], cells.shape)
+            added = np.bincount(cells.reshape(-1), weights.reshape(-1), minlength=len(mine) * n_effects)
+            design[mine] += added.reshape(len(mine), n_effects)
+        integer = self._integer.of(table)
+        writes, reads = integer[:, self._writers], integer[:, self._readers]  # (n, borders)
+        ways = (~writes & reads) @ self._border_weights, (writes & ~reads) @ self._border_weights
+        design[:, self._of_borders] = np.concatenate(ways, axis=1)
         return design
 
     def prior_mean(self, design: Floats) -> Floats:

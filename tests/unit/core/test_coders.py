@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoq.core.coders import (
-    _LZMA_FILTERS,
+    _WINDOW,
     Bytes,
     Coder,
     DamagedStream,
     _encode_ans,
+    _lzma_filters,
     decode,
     encode,
     estimate,
@@ -111,4 +112,4 @@ def test_an_unknown_coder_is_refused(coder: int) -> None:
 def _stored_as(coder: Coder, stream: Bytes) -> bytes:
     if coder is Coder.ZSTD:
         return zstandard.compress(stream.tobytes())
-    return lzma.compress(stream.tobytes(), format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    return lzma.compress(stream.tobytes(), format=lzma.FORMAT_RAW, filters=_lzma_filters(_WINDOW))

@@ -59,6 +59,19 @@ def test_outputs_come_in_order_whatever_the_number_of_workers(n_workers: int) ->
     assert (len(session.threads) > 1) == (n_workers > 1)
 
 
+def test_a_run_that_fails_ends_the_others_and_is_told() -> None:
+    class Failing(Summing):
+        def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+            if feed["x"][0, 0] >= 24:
+                raise ModelError("the third batch")
+            return super().run(feed)
+
+    session = Failing(delay_s=0.02)
+    with pytest.raises(ModelError, match="the third batch"):
+        sums(session, split_of(400), Feeding(4, n_workers=2))
+    assert len(session.sizes) <= 4, "the other thread went on"
+
+
 def test_a_static_model_gets_full_batches_and_the_filling_is_dropped() -> None:
     split, session = split_of(10), Summing(batch_size=4)
     found = sums(session, split, Feeding(4, is_static=True))

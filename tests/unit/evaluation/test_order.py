@@ -54,7 +54,8 @@ def test_batches_run_in_any_order_give_what_the_split_gives(n_workers: int) -> N
     session: Session = Doubling()  # type: ignore[assignment]
     feeding = Feeding(2, n_workers=n_workers)
     order = ScoringOrder.of(RAGGED, 2, seed=1)
-    found = run_pieces(session, RAGGED, feeding, order.pieces)
+    blocks = list(order.blocks(3, 2))
+    found = [one for block in run_pieces(session, RAGGED, feeding, blocks) for one in block]
     by_position = {
         position: row
         for piece, outputs in zip(order.pieces, found, strict=True)

@@ -16,10 +16,11 @@ from autoq.core.transforms import Transform, join, split, stream_sizes
 
 # Restored bytes in a record: what reading a bundle takes memory for, some twenty times.
 CHUNK_BYTES = 1 << 18
-_LOOKED_AT = 4  # samples of a long tensor: what it takes is a mean
+_SAMPLED_BYTES, _MOST_SAMPLES = 1 << 20, 4  # a tensor is told by a sample of each MiB, and of each quarter
 _HEAD = struct.Struct("<BB")
 _STREAM = struct.Struct("<BII")
 _SPARSE = frozenset({Transform.SPARSE, Transform.SPARSE_NIBBLES})
+_PLANES = frozenset({Transform.PLANES_2, Transform.PLANES_4, Transform.PLANES_8})
 _MANY_ZEROS = 0.3  # of a grid: below this share a bitmap costs more than it saves
 
 
@@ -41,7 +42,7 @@ def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
         chunk: At most `CHUNK_BYTES`.
         transforms: Those that make sense for what the bytes are.
     """
-    transform, streams = min(_tried(chunk, transforms), key=lambda one: _estimated(one[1]))
+    transform, streams = min(_tried(chunk, transforms), key=lambda one: _estimated(*one))
     stored = [encode(stream) for stream in streams]
     heads = [_STREAM.pack(coder, s.size, len(b)) for s, (coder, b) in zip(streams, stored, strict=True)]
     return b"".join([_HEAD.pack(transform, len(streams)), *heads, *(content for _, content in stored)])
@@ -50,9 +51,9 @@ def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
 def packed_bytes(content: Bytes, transforms: Sequence[Transform]) -> int:
     """Estimate what `pack` makes of all chunks together, from samples and without the slow coders.
 
-    Of many chunks samples of some stretches are looked at, each as if it were one chunk.
+    Stretches of a long tensor are looked at, each as if what it takes were a mean over its chunks.
     """
-    length = max(-(-n_chunks(content.size) // _LOOKED_AT), 1) * CHUNK_BYTES
+    length = max(_SAMPLED_BYTES, -(-n_chunks(content.size) // _MOST_SAMPLES) * CHUNK_BYTES)
     total = 0.0
     for start in range(0, content.size, length):
         stretch = content[start : start + length]
@@ -62,7 +63,8 @@ def packed_bytes(content: Bytes, transforms: Sequence[Transform]) -> int:
 
 
 def _packed_chunk_bytes(looked_at: Bytes, size: int, transforms: Sequence[Transform]) -> int:
-    return min(_estimated(streams, size / looked_at.size) for _, streams in _tried(looked_at, transforms))
+    scale = size / looked_at.size
+    return min(_estimated(*tried, scale) for tried in _tried(looked_at, transforms))
 
 
 def unpack(record: bytes, size: int) -> Bytes:
@@ -116,8 +118,11 @@ def _zero_share(chunk: Bytes, sparse: Transform) -> float:
     return 1.0 - np.count_nonzero(values) / max(values.size, 1)
 
 
-def _estimated(streams: list[Bytes], scale: float = 1.0) -> int:
-    return _HEAD.size + sum(_STREAM.size + estimate(stream, scale) for stream in streams)
+def _estimated(transform: Transform, streams: list[Bytes], scale: float = 1.0) -> int:
+    # Scales and biases are hundreds of short planes that make up a hundredth of a bundle.
+    in_earnest = transform not in _PLANES
+    sizes = [estimate(stream, scale, in_earnest=in_earnest) for stream in streams]
+    return _HEAD.size + sum(sizes) + _STREAM.size * len(streams)
 
 
 def as_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Bytes:

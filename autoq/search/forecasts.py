@@ -103,7 +103,7 @@ class Forecaster:
         found = np.empty((len(stitches), 1 + len(self._guide.usual)))
         for rewrites in {stitch.rewrites for stitch in stitches}:
             mine = [at for at, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
-            options = np.array([stitches[at].options for at in mine], np.int64)
+            options = np.array([stitches[at].row for at in mine])
             found[mine, 0] = self._offsets[rewrites]
             found[mine, 1:] = self._parts_of[rewrites].of(options)
         return found

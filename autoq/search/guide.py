@@ -125,6 +125,11 @@ class Stitch:
     rewrites: Rewrites
     options: tuple[int, ...]
 
+    @cached_property
+    def row(self) -> npt.NDArray[np.int64]:
+        """The options as an array, (slots,)."""
+        return np.array(self.options, np.int64)
+
 
 class PerOption(Generic[Scalar]):
     """Figures of every option of every slot, to be looked up for many stitches at once."""
@@ -228,7 +233,7 @@ class Guide:
         for rewrites, tables in self._bytes.items():
             rows = [row for row, stitch in enumerate(stitches) if stitch.rewrites == rewrites]
             if rows:
-                options = np.array([stitches[row].options for row in rows], np.int64)
+                options = np.array([stitches[row].row for row in rows])
                 totals[rows] += tables.of(options)[:, :, int(bundle)].sum(axis=1)
         return totals
 

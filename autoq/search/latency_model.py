@@ -229,7 +229,7 @@ class _Features:
 
     def design(self, stitches: Sequence[Stitch]) -> Floats:
         """Features of stitches, (n, effects)."""
-        table = np.array([one.options for one in stitches], np.int64).reshape(
+        table = np.array([one.row for one in stitches], np.int64).reshape(
             len(stitches), len(self._guide.usual)
         )
         rows = np.arange(len(stitches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -26,7 +26,7 @@ class Change:
     def apply(self, stitch: Stitch) -> Stitch:
         """Return the stitch with it."""
         options = (*stitch.options[: self.slot], self.option, *stitch.options[self.slot + 1 :])
-        return replace(stitch, options=options)
+        return Stitch(stitch.rewrites, options)
 
     def text(self, guide: Guide) -> str:
         """Say it to people."""

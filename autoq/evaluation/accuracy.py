@@ -226,7 +226,7 @@ class SplitScorer:
         wanted, fed = tee(blocks)
         found = run_pieces(session, self._split, self._feeding, fed, output=self._output)
         for block, outputs in zip(wanted, found, strict=True):
-            if name := next(filter(None, map(_nan_output, outputs)), None):
+            if name := _nan_output(outputs):
                 raise OutputsNotFinite(f"output {name!r} has NaN")
             yield list(zip(block, outputs, strict=True))
 
@@ -273,7 +273,7 @@ class SplitScorer:
 
     def _float_chunks(self, session: Session) -> Iterator[Chunk]:
         for chunk in self._chunks(session):
-            if name := _nan_output(chunk.outputs):
+            if name := _nan_output([chunk.outputs]):
                 raise ModelError(f"the float model's output {name!r} has NaN on the data it is scored on")
             yield chunk
 
@@ -282,7 +282,7 @@ class SplitScorer:
 
     def _checked(self, session: Session) -> Iterator[Chunk]:
         for chunk in self._chunks(session):
-            if name := _nan_output(chunk.outputs):
+            if name := _nan_output([chunk.outputs]):
                 raise OutputsNotFinite(f"output {name!r} has NaN")
             yield chunk
 
@@ -357,9 +357,11 @@ def _n_rows(outputs: Mapping[str, Array]) -> int:
     return len(next(iter(outputs.values())))
 
 
-def _nan_output(outputs: Outputs) -> str | None:
-    for name, array in outputs.items():
-        if array.dtype.kind == "f" and np.isnan(array).any():
+def _nan_output(parts: Sequence[Outputs]) -> str | None:
+    """Name an output that has NaN, of several batches whose shapes may differ."""
+    for name, first in parts[0].items():
+        values = np.concatenate([one[name].reshape(-1) for one in parts])
+        if first.dtype.kind == "f" and np.isnan(values).any():
             return name
     return None
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ Out = TypeVar("Out")
 CHUNK_EXAMPLES = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """One batch as it is fed."""
 
@@ -32,14 +33,14 @@ class Piece:
     batch_index: int  # of the split
     rows: slice  # of that batch
 
-    @property
+    @cached_property
     def n_examples(self) -> int:
         """Number of examples."""
         return int(self.rows.stop - self.rows.start)
 
-    @property
+    @cached_property
     def positions(self) -> npt.NDArray[np.int64]:
-        """Positions of its examples in the split."""
+        """Positions of its examples in the split; every trial looks them up again."""
         return np.arange(self.start, self.start + self.n_examples)
 
 

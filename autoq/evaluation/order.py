@@ -90,7 +90,9 @@ def joined_by_shape(scenes: Sequence[Scene]) -> list[Scene]:
     groups: dict[object, list[Scene]] = {}
     for scene in scenes:
         label_shape = None if scene.labels is None else scene.labels.shape[1:]
-        key = (_shapes(scene.outputs), _shapes(scene.reference), label_shape)
+        shapes = _shapes(scene.outputs)
+        is_own_reference = scene.reference is scene.outputs
+        key = (shapes, shapes if is_own_reference else _shapes(scene.reference), label_shape)
         groups.setdefault(key, []).append(scene)
     return [_joined(group) for group in groups.values()]
 

@@ -29,7 +29,7 @@ from autoq.core.errors import (
 from autoq.core.measurements import Baseline
 from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
-from autoq.execution.memory import settled
+from autoq.execution.memory import garbage_frozen
 from autoq.execution.runner import ChildTrialRunner
 from autoq.execution.worker import ChildProcess
 from autoq.guiding import build_guide
@@ -214,7 +214,7 @@ class App:
                 build_candidate(self.home, sources, candidate)
 
             services = Services(self.ledger, runner, listener, hooks, should_stop, build_ahead)
-            with settled():
+            with garbage_frozen():
                 stop = run_search(record, plan, services)
             if stop.state is SearchState.FINISHED:
                 outcome = run_finals(record.but(message=stop.message), plan, services)

@@ -32,7 +32,7 @@ from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 6  # part of every key; raise it when a guide means something else
+_VERSION = 7  # part of every key; raise it when a guide means something else
 
 
 def build_guide(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-
-from autoq.core.packing import packed_bytes
+from autoq.core.packing import fingerprint, packed_bytes
 from autoq.core.transforms import Transform
 from autoq.graph.onnx_spans import Span, find_spans, skeleton_of
 
@@ -35,7 +33,7 @@ class BundleEstimator:
     def _tensor_bytes(self, span: Span, content: memoryview) -> int:
         tensor = span.of(content)
         # A collision of checksums would make an estimate wrong and nothing else.
-        key = (span.data_type, span.size, zlib.crc32(tensor.data))
+        key = (span.data_type, span.size, fingerprint(tensor))
         if key not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()

@@ -17,14 +17,16 @@ import zstandard
 
 Bytes = npt.NDArray[np.uint8]  # one dimension
 
-_LEAST_WINDOW, _WINDOW = 1 << 12, 1 << 20  # bytes that lzma looks back, those of a chunk being fewer
+# How far lzma looks back. Whoever decodes needs at least the window of whoever encoded, so it takes the
+# largest: no stream of a chunk is longer.
+_LEAST_WINDOW, _WINDOW = 1 << 12, 1 << 20
 # On noise-like grids high levels of zstd waste bits on matches (ResNet-18's last 4-bit layer: 887 kB at
 # level 1, 966 kB at 9); on everything else they find more.
 _FAST_LEVEL, _SLOW_LEVEL, _ESTIMATE_LEVEL = 1, 19, 12
 # Level 19 and lzma pack some 3 MB/s, and on grids without zeros they lose: a sample tells.
 _SAMPLE_BYTES, _SAMPLED_PIECES = 1 << 16, 256
 _HOPELESS = 1.01
-_SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
+SMALL_BYTES = 1 << 15  # so little may be packed in earnest even to be estimated
 _DEPENDENT = 0.9
 _FREQUENCY_SUM = 1 << 16
 _PRESENT_BYTES = 32  # one bit for each of 256 symbols
@@ -107,19 +109,19 @@ def decode(coder: int, stored: bytes, size: int) -> Bytes:
     return np.frombuffer(content, np.uint8)
 
 
-def estimate(stream: Bytes, scale: float = 1.0, *, in_earnest: bool = True) -> int:
+def estimate(stream: Bytes, scale: float = 1.0, earnest_bytes: int = SMALL_BYTES) -> int:
     """Return about how many bytes `encode` would store, mostly without the slow coders: a trial waits for it.
 
     Args:
         stream: What is looked at.
         scale: How many times as long the stream is that this is a sample of.
-        in_earnest: Whether a short stream may be packed to know it.
+        earnest_bytes: Length up to which a stream may be packed to know it.
     """
     content = stream.tobytes()
     zstd = round(scale * len(_zstd(content, _FAST_LEVEL)))
     ans = _ans_bytes(stream, scale)
     if zstd < _DEPENDENT * ans:  # bytes say much about those after them, so a longer look pays
-        if in_earnest and scale == 1.0 and stream.size <= _SMALL_BYTES:
+        if scale == 1.0 and stream.size <= earnest_bytes:
             return min(len(content) for _, content in _slow(stream))
         zstd = min(zstd, round(scale * len(_zstd(content, _ESTIMATE_LEVEL))))
     return min(round(scale * stream.size), zstd, ans)

@@ -7,16 +7,18 @@ what is stored. Records say how they are read, so a file needs to keep no more t
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autoq.core.coders import Bytes, DamagedStream, decode, encode, estimate, sample
+from autoq.core.coders import SMALL_BYTES, Bytes, DamagedStream, decode, encode, estimate, sample
 from autoq.core.transforms import Transform, join, split, stream_sizes
 
 # Restored bytes in a record: what reading a bundle takes memory for, some twenty times.
 CHUNK_BYTES = 1 << 18
-_SAMPLED_BYTES, _MOST_SAMPLES = 1 << 20, 4  # a tensor is told by a sample of each MiB, and of each quarter
+# A tensor is told by a sample of each MiB, one of more than four MiB by one of each quarter.
+_SAMPLED_BYTES, _MOST_SAMPLES = 1 << 20, 4
 _HEAD = struct.Struct("<BB")
 _STREAM = struct.Struct("<BII")
 _SPARSE = frozenset({Transform.SPARSE, Transform.SPARSE_NIBBLES})
@@ -42,7 +44,7 @@ def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
         chunk: At most `CHUNK_BYTES`.
         transforms: Those that make sense for what the bytes are.
     """
-    transform, streams = min(_tried(chunk, transforms), key=lambda one: _estimated(*one))
+    transform, streams = min(_tried(chunk, transforms), key=lambda one: _estimated(one[1]))
     stored = [encode(stream) for stream in streams]
     heads = [_STREAM.pack(coder, s.size, len(b)) for s, (coder, b) in zip(streams, stored, strict=True)]
     return b"".join([_HEAD.pack(transform, len(streams)), *heads, *(content for _, content in stored)])
@@ -51,20 +53,35 @@ def pack(chunk: Bytes, transforms: Sequence[Transform]) -> bytes:
 def packed_bytes(content: Bytes, transforms: Sequence[Transform]) -> int:
     """Estimate what `pack` makes of all chunks together, from samples and without the slow coders.
 
-    Stretches of a long tensor are looked at, each as if what it takes were a mean over its chunks.
+    Stretches of a long tensor are looked at, each as if all its chunks were alike; where they are not,
+    the estimate is too high.
     """
-    length = max(_SAMPLED_BYTES, -(-n_chunks(content.size) // _MOST_SAMPLES) * CHUNK_BYTES)
     total = 0.0
-    for start in range(0, content.size, length):
-        stretch = content[start : start + length]
+    for stretch in _stretches(content):
         size = min(stretch.size, CHUNK_BYTES)
         total += stretch.size / size * _packed_chunk_bytes(sample(stretch), size, transforms)
     return round(total)
 
 
+def fingerprint(content: Bytes) -> int:
+    """Checksum of all that `packed_bytes` looks at."""
+    found = content.size
+    for stretch in _stretches(content):
+        found = zlib.crc32(sample(stretch).data, found)
+    return found
+
+
+def _stretches(content: Bytes) -> Iterator[Bytes]:
+    length = max(_SAMPLED_BYTES, -(-n_chunks(content.size) // _MOST_SAMPLES) * CHUNK_BYTES)
+    for start in range(0, content.size, length):
+        yield content[start : start + length]
+
+
 def _packed_chunk_bytes(looked_at: Bytes, size: int, transforms: Sequence[Transform]) -> int:
+    # Scales and biases are hundreds of short planes that make up a hundredth of a bundle: a guess will do.
+    earnest_bytes = 0 if _PLANES.intersection(transforms) else SMALL_BYTES
     scale = size / looked_at.size
-    return min(_estimated(*tried, scale) for tried in _tried(looked_at, transforms))
+    return min(_estimated(streams, scale, earnest_bytes) for _, streams in _tried(looked_at, transforms))
 
 
 def unpack(record: bytes, size: int) -> Bytes:
@@ -118,11 +135,8 @@ def _zero_share(chunk: Bytes, sparse: Transform) -> float:
     return 1.0 - np.count_nonzero(values) / max(values.size, 1)
 
 
-def _estimated(transform: Transform, streams: list[Bytes], scale: float = 1.0) -> int:
-    # Scales and biases are hundreds of short planes that make up a hundredth of a bundle.
-    in_earnest = transform not in _PLANES
-    sizes = [estimate(stream, scale, in_earnest=in_earnest) for stream in streams]
-    return _HEAD.size + sum(sizes) + _STREAM.size * len(streams)
+def _estimated(streams: list[Bytes], scale: float = 1.0, earnest_bytes: int = SMALL_BYTES) -> int:
+    return _HEAD.size + sum(_STREAM.size + estimate(stream, scale, earnest_bytes) for stream in streams)
 
 
 def as_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Bytes:

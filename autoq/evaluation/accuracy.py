@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import tee
 
 import numpy as np
 
@@ -223,12 +223,12 @@ class SplitScorer:
     def _run_checked(
         self, session: Session, blocks: Iterable[Sequence[Piece]]
     ) -> Iterator[list[tuple[Piece, dict[str, Array]]]]:
-        wanted, fed = tee(blocks)
-        found = run_pieces(session, self._split, self._feeding, fed, output=self._output)
-        for block, outputs in zip(wanted, found, strict=True):
-            if name := _nan_output(outputs):
-                raise OutputsNotFinite(f"output {name!r} has NaN")
-            yield list(zip(block, outputs, strict=True))
+        wanted = list(blocks)
+        with closing(run_pieces(session, self._split, self._feeding, wanted, output=self._output)) as found:
+            for block, outputs in zip(wanted, found, strict=True):
+                if name := _nan_output(outputs):
+                    raise OutputsNotFinite(f"output {name!r} has NaN")
+                yield list(zip(block, outputs, strict=True))
 
     def _divergence(self, first: _FirstOutputs) -> float | None:
         if not first.pieces:
@@ -359,9 +359,14 @@ def _n_rows(outputs: Mapping[str, Array]) -> int:
 
 def _nan_output(parts: Sequence[Outputs]) -> str | None:
     """Name an output that has NaN, of several batches whose shapes may differ."""
-    for name, first in parts[0].items():
-        values = np.concatenate([one[name].reshape(-1) for one in parts])
-        if first.dtype.kind == "f" and np.isnan(values).any():
+    names = parts[0] if parts else ()
+    for name in names:
+        arrays = [one[name] for one in parts]
+        if arrays[0].dtype.kind != "f":
+            continue
+        # One look at many small arrays: of a large one no copy is made.
+        values = arrays[0] if len(arrays) == 1 else np.concatenate([one.reshape(-1) for one in arrays])
+        if np.isnan(values).any():
             return name
     return None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,7 +165,7 @@ def run_pieces(
     blocks: Iterable[Sequence[Piece]],
     *,
     output: str | None = None,
-) -> Iterator[list[dict[str, Array]]]:
+) -> Generator[list[dict[str, Array]], None, None]:
     """Run some batches of a split, block by block; yield the outputs of each, which are those of `run_split`.
 
     Raises:
@@ -226,7 +226,7 @@ def _crew(n_workers: int) -> Iterator[_Mapped]:
     """Start threads that map side by side, the caller being one of them; results are in order.
 
     Whoever is free takes the next item, so that none wait that have been made already, and nobody waits
-    for a thread that only hands out work.
+    for a thread that only hands out work. Of several errors that of the first item is raised.
     """
     if n_workers == 1:
         yield lambda call, items: [call(item) for item in items]
@@ -235,29 +235,34 @@ def _crew(n_workers: int) -> Iterator[_Mapped]:
 
         def mapped(call: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
             results: dict[int, Out] = {}
+            errors: dict[int, BaseException] = {}
             numbered, turn = enumerate(items), threading.Lock()
-            has_failed = threading.Event()
 
             def work() -> None:
-                try:
-                    while not has_failed.is_set():
-                        with turn:
-                            taken = next(numbered, None)
-                        if taken is None:
-                            return
-                        index, item = taken
+                while not errors:
+                    with turn:
+                        taken = next(numbered, None)
+                    if taken is None:
+                        return
+                    index, item = taken
+                    try:
                         results[index] = call(item)
-                except BaseException:  # raised again: it only tells the others
-                    has_failed.set()
-                    raise
+                    except BaseException as error:  # raised below, in the caller's thread
+                        errors[index] = error
 
-            others = [pool.submit(work) for _ in range(n_workers - 1)]
+            others: list[Future[None]] = []
             try:
+                others += (pool.submit(work) for _ in range(n_workers - 1))
                 work()
-            finally:
-                wait(others)
-            for other in others:
-                other.result()
+            except BaseException as error:  # an interrupt, or the items': nobody takes another turn
+                errors[-1] = error
+            wait(others)
+            for other in others:  # what the items raised in another thread
+                if (failed := other.exception()) is not None:
+                    errors[-1] = failed
+            if errors:
+                # An error that a frame of its own traceback knows would live until garbage is collected.
+                raise errors.pop(min(errors))
             return [results[index] for index in range(len(results))]
 
         yield mapped

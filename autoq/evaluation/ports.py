@@ -39,7 +39,10 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """Hardware and runtime on which candidates are timed. Its contract: `autoq.testing.TargetContract`."""
+    """Hardware and runtime on which candidates are timed. Its contract: `autoq.testing.TargetContract`.
+
+    A target pickles: the process of the trials gets a copy of it.
+    """
 
     @property
     def name(self) -> str:

@@ -176,10 +176,10 @@ class Workbench:
             built = self._assembler.assemble(candidate)
         # Packing and hashing let go of Python, as the runtime does while it reads the model.
         with ThreadPoolExecutor(1) as aside:
-            weighing = aside.submit(built.weigh)
+            weighed = aside.map(AssembledModel.weigh, [built])
             with self._loaded(built, parts) as session:
                 with parts.timed("load"):  # nothing runs beside a clock
-                    size = weighing.result()
+                    size = next(weighed)
                 with parts.timed("latency"):
                     latency = self._time(session, candidate, self._settings.timing.search)
                 with parts.timed("accuracy"):

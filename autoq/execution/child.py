@@ -115,7 +115,9 @@ def serve(
         try:
             if built is None:
                 built, value = request(), None
-                gc.freeze()  # it lives as long as the process: no trial has to look through it for garbage
+                # It lives as long as the process: no trial has to look through it for garbage.
+                gc.collect()
+                gc.freeze()
             else:
                 method, arguments = request
                 value = getattr(built, method)(*arguments)

@@ -20,7 +20,7 @@ _SPANNING = frozenset({_TOTAL, "run", "inference"})  # add up parts that are the
 _PART_NAMES = {
     "suggest": "choosing a candidate",
     "build": "building the model",
-    "load": "loading it",
+    "load": "loading it and packing samples of it",
     "latency": "timing",
     "accuracy": "scoring",
     "other": "everything else",

@@ -70,7 +70,6 @@ class GuidedStrategy:
         self._n_anchors, self._n_trials, self._seed = n_anchors, max(n_trials, n_anchors + 1), seed
         self._trials: list[TrialRecord] = []
         self._seeds: list[Idea] | None = None
-        self._latest: tuple[int, Forecaster] | None = None  # by the number of trials it was fitted to
         self._has_warned = False  # what was said; what is proposed does not depend on it
 
     @cached_property
@@ -126,17 +125,18 @@ class GuidedStrategy:
 
     def _ideas(self, number: int, forecaster: Forecaster) -> list[Idea]:
         done = (number - self._n_anchors) / max(self._n_trials - self._n_anchors, 1)
-        ideas = list(self._seed_ideas())
+        ideas = list(self._seed_ideas(forecaster))
         if done >= _SEED_SHARE:
             ideas += self._genes(number, forecaster)
         if done >= 1.0 - _FLIP_SHARE:
             ideas += self._flips(number, forecaster, self._trials)
         return ideas
 
-    def _seed_ideas(self) -> list[Idea]:
+    def _seed_ideas(self, forecaster: Forecaster) -> list[Idea]:
         """Allocations over a grid of budgets, by what the anchors have taught; made once."""
         if self._seeds is None:
-            forecaster = self._forecaster(self._trials[: self._n_anchors])
+            if len(self._trials) > self._n_anchors:  # a search that is resumed knows more by now
+                forecaster = self._forecaster(self._trials[: self._n_anchors])
             self._seeds = [
                 idea for rewrites in self._guide.rewrites for idea in self._seeds_of(rewrites, forecaster)
             ]
@@ -318,18 +318,14 @@ class GuidedStrategy:
         return Decoder(self._guide, rewrites, self._costs[rewrites], prices, bundle=self._weighs_bundle)
 
     def _forecaster(self, trials: Sequence[TrialRecord]) -> Forecaster:
-        """Fit the forecasts to the first trials of the search; kept until more are asked for."""
-        n, latest = len(trials), self._latest
-        if latest is None or latest[0] != n:
-            known = [
-                (stitch, trial.measurement)
-                for trial in trials
-                if trial.state is TrialState.COMPLETE
-                and trial.measurement is not None
-                and (stitch := self._guide.stitch(trial.candidate)) is not None
-            ]
-            latest = self._latest = (n, Forecaster(self._guide, self._costs, self._baseline, known))
-        return latest[1]
+        known = [
+            (stitch, trial.measurement)
+            for trial in trials
+            if trial.state is TrialState.COMPLETE
+            and trial.measurement is not None
+            and (stitch := self._guide.stitch(trial.candidate)) is not None
+        ]
+        return Forecaster(self._guide, self._costs, self._baseline, known)
 
     def _worth(self, measured: Sequence[Measurement]) -> Worth:
         return Worth(self._goals, self._baseline, measured)

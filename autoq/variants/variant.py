@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autoq.core.choices import Choice, Format, Granularity, Grid, Pattern, Pruning, Rounding
 from autoq.core.digests import digest_json
 
-ALGORITHM_VERSION = 5  # part of every key; raise it when the same choice gives another variant
+ALGORITHM_VERSION = 6  # part of every key; raise it when the same choice gives another variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from autoq.core.coders import Bytes, DamagedStream
-from autoq.core.packing import CHUNK_BYTES, as_bytes, chunks, n_chunks, pack, packed_bytes, unpack
+from autoq.core.packing import (
+    CHUNK_BYTES,
+    as_bytes,
+    chunks,
+    fingerprint,
+    n_chunks,
+    pack,
+    packed_bytes,
+    unpack,
+)
 from autoq.core.transforms import Transform, join, split, stream_sizes
 
 RNG = np.random.default_rng(0)
@@ -113,3 +122,12 @@ def test_samples_of_a_long_tensor_say_what_all_of_it_takes(
     content = as_bytes(values)
     written = sum(len(pack(chunk, transforms)) for chunk in chunks(content))
     assert packed_bytes(content, transforms) == pytest.approx(written, rel=within)
+
+
+def test_many_chunks_are_told_by_samples_of_all_of_them() -> None:
+    first, last = (RNG.normal(0, spread, 5 << 20).round().astype(np.int8) for spread in (1.0, 20.0))
+    content = as_bytes(np.concatenate([first, last]))
+    written = sum(len(pack(chunk, (Transform.PLAIN,))) for chunk in chunks(content))
+    assert packed_bytes(content, (Transform.PLAIN,)) == pytest.approx(written, rel=0.01)
+    assert fingerprint(content) != fingerprint(as_bytes(np.concatenate([last, first])))
+    assert fingerprint(content) == fingerprint(content.copy())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,6 +79,11 @@ class TargetContract:
         assert environment["runtime_version"]
         assert target.name
         assert target.batch_size >= 1
+
+    def test_a_copy_that_went_to_another_process_is_the_same_target(self, target: Target) -> None:
+        copy = pickle.loads(pickle.dumps(target))
+        assert (copy.name, copy.batch_size) == (target.name, target.batch_size)
+        assert copy.environment() == target.environment()
 
     def test_two_runs_of_one_input_give_the_same_bytes(
         self, target: Target, model: ModelArtifact, feed: dict[str, Array]

@@ -109,6 +109,12 @@ def test_importing_autoq_loads_nothing_heavy() -> None:
     assert modules_loaded_by("import autoq") & HEAVY == set()
 
 
+def test_the_process_of_the_trials_waits_for_nothing_that_trials_do_not_need() -> None:
+    loaded = modules_loaded_by("import autoq.workbench_factory, autoq.targets.registry")
+    assert "onnxruntime" in loaded
+    assert loaded & (HEAVY | {"pydantic", "sqlalchemy", "scipy"}) == set()
+
+
 def test_asking_for_help_loads_nothing_heavy() -> None:
     assert modules_loaded_by(ASK_FOR_HELP) & HEAVY == set()
 

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -66,10 +68,42 @@ def test_a_run_that_fails_ends_the_others_and_is_told() -> None:
                 raise ModelError("the third batch")
             return super().run(feed)
 
-    session = Failing(delay_s=0.02)
+    session, n_threads = Failing(delay_s=0.02), threading.active_count()
     with pytest.raises(ModelError, match="the third batch"):
         sums(session, split_of(400), Feeding(4, n_workers=2))
     assert len(session.sizes) <= 4, "the other thread went on"
+    assert threading.active_count() == n_threads
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 4])
+def test_of_several_runs_that_fail_the_first_is_told(n_workers: int) -> None:
+    class Failing(Summing):
+        def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+            first = feed["x"][0, 0]
+            time.sleep(0.05 if first == 0 else 0.0)
+            raise ModelError(f"the batch of {first:g}")
+
+    with pytest.raises(ModelError, match=r"the batch of 0$"):
+        sums(Failing(), split_of(400), Feeding(4, n_workers=n_workers))
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_what_a_run_fails_with_does_not_outlive_it(n_workers: int) -> None:
+    class Failing(Summing):
+        def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+            raise ModelError("any batch")
+
+    def fail() -> weakref.ref[Failing]:
+        session = Failing()
+        with pytest.raises(ModelError):
+            next(run_split(session, split_of(400), Feeding(4, n_workers=n_workers)))
+        return weakref.ref(session)
+
+    gc.disable()
+    try:
+        assert fail()() is None, "its frames are kept until garbage is collected"
+    finally:
+        gc.enable()
 
 
 def test_a_static_model_gets_full_batches_and_the_filling_is_dropped() -> None:

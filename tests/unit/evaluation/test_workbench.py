@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_bench
-from tiny_bench import BROKEN, QUICK, REFUSED, RandomAssembler, build_workbench, candidate
+from tiny_bench import BROKEN, QUICK, REFUSED, RandomAssembler, TinyAssembler, build_workbench, candidate
 
-from autoq.core.artifacts import ModelArtifact
+from autoq.core.artifacts import AssembledModel, ModelArtifact
 from autoq.core.choices import Candidate
 from autoq.core.data import Array
 from autoq.core.errors import TrialError, UserError
@@ -102,6 +104,26 @@ def test_a_candidate_that_fails_leaves_the_bench_ready_for_the_next() -> None:
     with pytest.raises(TrialError, match="output 'scores' has NaN"):
         workbench.run_trial(BROKEN)
     assert workbench.run_trial(candidate(8)).accuracy.value > 0.8
+
+
+class Unweighable(TinyAssembler):
+    """Candidates of which nobody can say what their bundle takes."""
+
+    def assemble(self, candidate: Candidate) -> AssembledModel:
+        def refuse() -> int:
+            raise TrialError("it does not fit a bundle")
+
+        return replace(super().assemble(candidate), estimate_bundle=refuse)
+
+
+def test_a_candidate_that_cannot_be_weighed_fails_whether_it_loads_or_not() -> None:
+    workbench = build_workbench(assembler=Unweighable())
+    workbench.measure_baseline()
+    n_threads = threading.active_count()
+    for _ in range(2):
+        with pytest.raises(TrialError, match="does not fit a bundle"):
+            workbench.run_trial(candidate(8))
+        assert threading.active_count() == n_threads
 
 
 def test_a_metric_that_cannot_be_loaded_is_the_users_error_before_anything_runs() -> None:

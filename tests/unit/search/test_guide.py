@@ -8,7 +8,7 @@ import pytest
 from small_guides import chain, draw_stitches, layer_slot
 
 from autoq.core.choices import AS_IT_IS, FLOAT, Candidate, Choice, Precision, Rewrites
-from autoq.search.guide import ErrorProbe, Guide, LatencyProbe, Option, Stitch
+from autoq.search.guide import ErrorProbe, Guide, LatencyProbe, Option, PerOption, Stitch
 
 SMOOTH = Rewrites(smooth_alpha=0.5)
 
@@ -25,6 +25,29 @@ def whole_guide() -> Guide:
         error_probes=(ErrorProbe(AS_IT_IS, {"layer01": 2}, 0.1 + 0.2), ErrorProbe(SMOOTH, {}, float("inf"))),
         latency_probes=(LatencyProbe(candidate, 1 / 3, 0.01),),
     )
+
+
+def test_figures_of_many_stitches_are_those_of_each_option() -> None:
+    figures = [np.arange(3.0), np.arange(10.0, 12.0), np.arange(20.0, 24.0)]
+    options = np.array([[0, 1, 3], [2, 0, 0]])
+    wanted = [[one[at] for one, at in zip(figures, row, strict=True)] for row in options]
+    assert PerOption(figures).of(options).tolist() == wanted
+
+
+def test_bytes_of_stitches_are_the_sum_over_their_options() -> None:
+    guide = whole_guide()
+    stitches = [Stitch(rewrites, (1, 2, 3, 1)) for rewrites in guide.rewrites] + [
+        Stitch(SMOOTH, (0, 0, 0, 0))
+    ]
+    wanted = [
+        guide.float_bundle_bytes
+        + sum(
+            slot.options[at].bundle_bytes
+            for slot, at in zip(guide.slots[one.rewrites], one.options, strict=True)
+        )
+        for one in stitches
+    ]
+    assert guide.bytes_of(stitches, bundle=True).tolist() == wanted
 
 
 def test_a_guide_comes_back_from_json_as_it_was() -> None:

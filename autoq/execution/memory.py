@@ -39,8 +39,8 @@ def uncollected() -> Iterator[None]:
 def garbage_frozen() -> Iterator[None]:
     """Look through nothing that is there now for garbage: what a search has prepared lives as long as it.
 
-    Looking through it takes a tenth of a second, and comes in the middle of a trial. Of the whole process:
-    afterwards all is looked at again, modules too.
+    Looking through it takes long, and comes in the middle of a trial. It concerns all of the process:
+    afterwards everything is looked at again, modules too.
     """
     gc.collect()  # garbage would be kept as well
     gc.freeze()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import filelock
 
 from autoq.calibrating import Source, SourceKeys, build_candidate
 from autoq.core.choices import Candidate, Rewrites, Rounding
@@ -22,10 +21,10 @@ from autoq.core.errors import (
     AutoqError,
     ModelError,
     StoreError,
-    UnfaithfulModel,
     UnknownNameError,
     UserError,
 )
+from autoq.core.files import TEMPORARY
 from autoq.core.measurements import Baseline
 from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
@@ -132,37 +131,35 @@ class App:
             ready = prepare(spec, self.home, listener)
             if known is not None:
                 _check_same_measure(known, ready)
+                self._follow_files(known, ready)
                 if known.state is SearchState.FINISHED and not resume:
                     listener.on_note(
                         f"search {spec.name!r} is finished already, this is what it found; "
                         "--resume with more trials goes on"
                     )
                     return self.outcome(spec.name)
-            with self._owning(spec.name):
+            with self.ledger.owning(spec.name):
                 known = self.ledger.load_search(spec.name)
+                if known is not None:  # preparing takes a while, in which others may have been at it
+                    self._check_name(spec, known, resume=resume)
+                    _check_same_measure(known, ready)
                 ready.baseline = known.baseline if known else self._recent_baseline(ready, listener)
                 on_estimate(estimate_cost(ready))
                 return self._run(ready, known, child, listener, should_stop)
 
-    @contextmanager
-    def _owning(self, name: str) -> Iterator[None]:
-        """Keep other processes out of a search for as long as this one runs it.
-
-        Raises:
-            StoreError: Another process of this home is at it.
-        """
-        path = self.home.lock(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(path, timeout=0):
-                yield
-        except filelock.Timeout:
-            raise StoreError(f"search {name!r} is being run by another process") from None
+    def _follow_files(self, known: SearchRecord, ready: Preparation) -> None:
+        """Note where model and data lie now: exports look for them there."""
+        spec = ready.spec.to_json()
+        moved = {**known.spec, **{part: spec[part] for part in ("model", "data", "metric")}}
+        if moved != known.spec:
+            with self.ledger.owning(known.name):
+                self.ledger.update_search(known.but(spec=moved))
 
     def _check_name(self, spec: SearchSpec, known: SearchRecord | None, *, resume: bool) -> None:
-        if known is None:
-            return  # nothing to resume: a search that starts is as good
-        if known.spec_digest != spec_digest(spec):
+        if known is None:  # nothing to resume: a search that starts is as good
+            self.ledger.check_free(spec.name)
+            return
+        if spec_digest(spec_from_json(known.spec)) != spec_digest(spec):
             raise StoreError(
                 f"search {spec.name!r} exists with another spec",
                 hint="give the same flags as before to go on with it, or choose another name",
@@ -236,10 +233,13 @@ class App:
     def _recent_baseline(self, ready: Preparation, listener: SearchListener) -> Baseline | None:
         """Return what another search has just measured of the same model, data, target and timing."""
         for record in reversed(self.ledger.list_searches()):
-            age_s = time.time() - record.created_at
-            if record.baseline is not None and age_s < _BASELINE_KEEPS_S and _is_same_measure(record, ready):
+            if record.baseline is None:
+                continue
+            measured_at = record.baseline.measured_at or record.created_at  # it may itself be a reused one
+            age_s = time.time() - measured_at
+            if age_s < _BASELINE_KEEPS_S and _is_same_measure(record, ready):
                 listener.on_note(f"baseline: reused from search {record.name!r}, {age_s / 60:.0f} min old")
-                return record.baseline
+                return replace(record.baseline, measured_at=measured_at)
         return None
 
     def _started(self, ready: Preparation, runner: TrialRunner, listener: SearchListener) -> SearchRecord:
@@ -248,7 +248,7 @@ class App:
         with timed(ready.seconds, "baseline"):
             if baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
-                baseline = runner.measure_baseline()
+                baseline = replace(runner.measure_baseline(), measured_at=created_at)
             else:
                 with _meanwhile(_import_sampling), runner.turn():  # which waits for the process of the trials
                     pass
@@ -272,22 +272,23 @@ class App:
     ) -> None:
         """Draw the plot, write the recipe of the best point, and bring MLflow up to date."""
         name = outcome.record.name
-        artifacts = self.write_artifacts(outcome)
-        trials, model = self.ledger.load_trials(name), self._best_model(outcome)
+        artifacts = self.write_artifacts(outcome, listener.on_note)
+        trials, model = self.ledger.load_trials(name), self._best_model(outcome, listener.on_note)
         with machine_clock():  # writing to MLflow must not disturb another search's timing
             tracker.finish_search(outcome.record, trials, outcome, artifacts, model)
         _log.info("search %s: %s", name, stop.message)
         listener.on_phase("done", stop.message)
 
-    def _best_model(self, outcome: Outcome) -> DeployedModel | None:
+    def _best_model(self, outcome: Outcome, on_note: Callable[[str], None]) -> DeployedModel | None:
         from autoq.exporting import deployed_model
 
         if outcome.best is None:
             return None
         try:
             return deployed_model(self.home, outcome, outcome.best, None)
-        except UnfaithfulModel as error:  # another version of autoq took the search up: it still has its end
-            _log.warning("MLflow does not get the best model: %s", error)
+        # Model or data went away, or another version of autoq took the search up: it still has its trials.
+        except AutoqError as error:
+            on_note(f"MLflow does not get the best model: {error}")
             return None
 
     def _tracker(self, listener: SearchListener) -> ResilientTracker:
@@ -344,12 +345,15 @@ class App:
             UnknownNameError: No search has that name.
         """
         self.record(name)
-        with self._owning(name):
+        with self.ledger.owning(name):
             self.ledger.delete_search(name)
         shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
 
-    def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
-        """Write report, pictures and recipe of a search into the home; return them by artifact name."""
+    def write_artifacts(self, outcome: Outcome, on_note: Callable[[str], None]) -> dict[str, Path]:
+        """Write report, pictures and recipe of a search into the home; return them by artifact name.
+
+        `on_note` is told why there is no recipe, where the model cannot be built any more.
+        """
         from autoq.exporting import write_recipe
         from autoq.reporting.writing import write_report
 
@@ -359,7 +363,10 @@ class App:
         paths = write_report(self._report_content(outcome), folder)
         best = outcome.best or outcome.nearest
         if best is not None:
-            paths |= write_recipe(self.home, outcome, best, folder)
+            try:
+                paths |= write_recipe(self.home, outcome, best, folder)
+            except AutoqError as error:
+                on_note(f"no recipe is written: {error}")
         return paths
 
     def report(self, name: str, out: Path | None = None) -> dict[str, Path]:
@@ -439,14 +446,16 @@ class App:
         model = deployed_model(self.home, outcome, outcome.select(select), listener)
         return self._plain_tracker().register(outcome.record, model, model_name)
 
-    def sync(self, name: str) -> int:
+    def sync(self, name: str, on_note: Callable[[str], None]) -> int:
         """Replay a search into MLflow; return the number of trials that were missing there.
+
+        `on_note` is told what is not replayed because the model cannot be built any more.
 
         Raises:
             InfrastructureError: The tracking server cannot be reached.
         """
         outcome = self.outcome(name)
-        artifacts, model = self.write_artifacts(outcome), self._best_model(outcome)
+        artifacts, model = self.write_artifacts(outcome, on_note), self._best_model(outcome, on_note)
         return self._plain_tracker().sync(
             outcome.record, self.ledger.load_trials(name), outcome, artifacts, model
         )
@@ -463,8 +472,8 @@ class App:
         """Say what each cache of the home holds."""
         uses = []
         for folder in sorted(self.home.cache.glob("*")):
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            uses.append(CacheUse(folder.name, len(files), sum(path.stat().st_size for path in files)))
+            files = _cached_files(folder)
+            uses.append(CacheUse(folder.name, len(files), sum(found.st_size for _, found in files)))
         return uses
 
     def prune_cache(self, keep_bytes: int) -> int:
@@ -473,8 +482,8 @@ class App:
         Returns:
             Bytes freed.
         """
-        files = [path for path in self.home.cache.rglob("*") if path.is_file()]
-        sized = sorted((path.stat().st_atime, path.stat().st_size, path) for path in files)
+        files = _cached_files(self.home.cache)
+        sized = sorted((found.st_atime, found.st_size, path) for path, found in files)
         excess = sum(size for _, size, _ in sized) - keep_bytes
         freed = 0
         for _, size, path in sized:
@@ -483,6 +492,16 @@ class App:
             path.unlink(missing_ok=True)
             freed += size
         return freed
+
+
+def _cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """List whole files with what they are; others may be writing and deleting here."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and path.suffix != TEMPORARY:
+                found.append((path, path.stat()))
+    return found
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from autoq.calibration.statistics import Statistics, load_statistics
 from autoq.core.choices import Rewrites
 from autoq.core.data import Affine
 from autoq.core.errors import ModelError, UnfaithfulModel, UserError
+from autoq.core.files import written_whole
 from autoq.derived import derive_once, derived_vectors
 from autoq.export.bundle import BundleFormat
 from autoq.export.folder import MODEL_FILE, ExportContent, check_free, write_export
@@ -122,12 +123,10 @@ def apply_recipe_file(recipe: Path, model: Path, out: Path) -> int:
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder to write to")
     artifact = apply_recipe(load_recipe(recipe), load_float_model(model))
-    temporary = out.with_name(f".{out.name}.partial")
     try:
-        artifact.save(temporary)
-        temporary.replace(out)
+        with written_whole(out) as temporary:
+            artifact.save(temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{out}: cannot write: {error.strerror}") from error
     return artifact.size_bytes
 

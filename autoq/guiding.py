@@ -32,7 +32,7 @@ from autoq.variants.variant import WeightChoice
 
 _log = logging.getLogger("autoq")
 
-_VERSION = 7  # part of every key; raise it when a guide means something else
+_VERSION = 8  # part of every key; raise it when a guide means something else
 
 
 def build_guide(
@@ -278,7 +278,7 @@ def profiled_candidates(anchors: Iterable[Candidate], slots: Sequence[Slot]) -> 
         kernels = {
             (slot.name, kernel) for slot in slots if (kernel := _kernel_of(slot, candidate)) is not None
         }
-        if (not profiled or not kernels <= seen) and candidate.rewrites.changes_nothing:
+        if not profiled or not kernels <= seen:
             seen |= kernels
             profiled.append(candidate)
     unseen = {
@@ -295,12 +295,14 @@ def profiled_candidates(anchors: Iterable[Candidate], slots: Sequence[Slot]) -> 
 
 
 def _kernel_of(slot: Slot, candidate: Candidate) -> str | None:
-    what = (
-        candidate.by_layer.get(slot.name, FLOAT)
-        if slot.is_layer
-        else candidate.by_op.get(slot.ops[0], Precision.FLOAT)
-    )
-    return next((option.kernel for option in slot.options if option.what == what), None)
+    """Kernel that a candidate gives a slot, float ones also where the space has no such option."""
+    if slot.is_layer:
+        choice = candidate.by_layer.get(slot.name, FLOAT)
+        offered = (option.kernel for option in slot.options if option.what == choice)
+        return FLOAT.label if choice == FLOAT else next(offered, None)
+    precision = candidate.by_op.get(slot.ops[0], Precision.FLOAT)
+    offered = (option.kernel for option in slot.options if option.what == precision)
+    return str(precision) if precision is Precision.FLOAT else next(offered, None)
 
 
 def _profile(ready: Preparation, stitcher: Stitcher, candidate: Candidate) -> dict[str, float]:

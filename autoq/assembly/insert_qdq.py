@@ -80,7 +80,7 @@ class InsertQdq(ir.passes.InPlacePass):
     def _is_static_matmul(self, node: ir.Node) -> bool:
         """Whether `CompressLayers` will let this node read the integers themselves."""
         choice = self._plan.candidate.by_layer.get(str(node.name), FLOAT)
-        return node.op_type == "MatMul" and choice.format.is_static
+        return node.graph is self._graph and node.op_type == "MatMul" and choice.format.is_static
 
     def _needs_shield(self, node: ir.Node, value: ir.Value) -> bool:
         """Whether ONNX Runtime may quantise this float node, or what it feeds, behind our back.
@@ -101,12 +101,44 @@ class InsertQdq(ir.passes.InPlacePass):
 
     def _integers(self, graph: ir.Graph, value: ir.Value, params: ActivationParams) -> QuantizedTensor:
         scale, zero_point = self._constants(graph, str(value.name), params)
-        node = ir.Node("", "QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_quantize")
+        source = self._held(graph, value) if self._comes_from_float_pool(value) else value
+        node = ir.Node("", "QuantizeLinear", [source, scale, zero_point], name=f"{value.name}_quantize")
         integers = node.outputs[0]
         integers.name, integers.shape = fresh_name(graph, f"{value.name}_quantized"), value.shape
         integers.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(params.dtype)))
-        _insert_after(graph, value, node)
+        _insert_after(graph, source, node)
         return QuantizedTensor(integers, scale, zero_point)
+
+    def _comes_from_float_pool(self, value: ir.Value) -> bool:
+        """Whether a value is what moves make of the output of a MaxPool that computes in float."""
+        node = value.producer()
+        while node is not None and node.name not in self._plan.domains.integer_blocks:
+            block = self._blocks.get(str(node.name))
+            if block is None or block.kind is not BlockKind.MOVE:
+                return False
+            if node.op_type == "MaxPool":
+                return True
+            node = None if node.inputs[0] is None else node.inputs[0].producer()
+        return False
+
+    def _held(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        """Put a Clip that clips nothing between a value and its Q.
+
+        ONNX Runtime's QDQPropagation would move the Q up through the pool, whose integer kernel takes
+        many times as long where its input comes from no integer convolution. Afterwards
+        ClipQuantFusion takes the Clip out again: a Q clips more than it does.
+        """
+        name = str(value.name)
+        limits = np.finfo(np.float32)
+        low, high = (
+            add_initializer(graph, f"{name}_{which}", np.array(limit, np.float32))
+            for which, limit in (("lowest", limits.min), ("highest", limits.max))
+        )
+        node = ir.Node("", "Clip", [value, low, high], name=f"{name}_hold")
+        held = node.outputs[0]
+        held.name, held.shape, held.type = fresh_name(graph, f"{name}_held"), value.shape, value.type
+        _insert_after(graph, value, node)
+        return held
 
     def _real(self, graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor) -> ir.Value:
         inputs = [tensor.integers, tensor.scale, tensor.zero_point]
@@ -151,8 +183,12 @@ class InsertQdq(ir.passes.InPlacePass):
 
 
 def _shield_axis(value: ir.Value) -> int | None:
-    """An axis of known length to repeat a scale along; one of length 1 would still pass for a scalar."""
-    for axis, size in enumerate(value.shape or ()):
+    """An axis of known length to repeat a scale along; one of length 1 would still pass for a scalar.
+
+    The batch comes last: what a model says of its length is not always true.
+    """
+    sizes = list(enumerate(value.shape or ()))
+    for axis, size in (*sizes[1:], *sizes[:1]):
         if isinstance(size, int) and size > 1:
             return axis
     return None

@@ -30,4 +30,4 @@ def cut_after(graph: ir.Model, values: Sequence[str]) -> FloatModel:
     produced = {output.name: output for node in part.graph for output in node.outputs}
     part.graph.outputs[:] = [produced[name] for name in values]
     common.RemoveUnusedNodesPass()(part)
-    return describe_graph(part)
+    return describe_graph(part, is_part=True)

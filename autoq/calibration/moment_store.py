@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from autoq.calibration.geometry import Floats
 from autoq.calibration.moments import Moments, mirrored
 from autoq.core.digests import checksum
 from autoq.core.files import written_whole
+from autoq.core.tensor_files import save_tensors
 
 _INDEX = "layers.json"
 
@@ -57,7 +58,7 @@ class MomentStore:
             OSError: The disk is full or cannot be written to.
         """
         with written_whole(self._path(key)) as temporary:
-            save_file(_tensors(moments), temporary)
+            save_tensors(_tensors(moments), temporary)
 
     def save_index(self, keys: Mapping[str, str]) -> None:
         """Say under which key the moments of each layer are, and that they are complete.

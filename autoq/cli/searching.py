@@ -48,14 +48,14 @@ class SearchFlags:
         Raises:
             SpecError: A value has no unit, or is out of range.
         """
-        from autoq.spec.units import parse_bytes, parse_duration, parse_fraction, parse_latency_budget
+        from autoq.spec.units import parse_bytes, parse_drop, parse_duration, parse_latency_budget
 
         keys: dict[str, object] = {}
         if self.latency_budget is not None:
             ms, ratio = parse_latency_budget(self.latency_budget, where="--latency-budget")
             keys |= {"constraints.max_latency_ms": ms, "constraints.max_latency_ratio": ratio}
         if self.max_drop is not None:
-            keys["constraints.max_accuracy_drop"] = parse_fraction(self.max_drop, where="--max-drop")
+            keys["constraints.max_accuracy_drop"] = parse_drop(self.max_drop, where="--max-drop")
         if self.max_size is not None:
             keys["constraints.max_size_bytes"] = parse_bytes(self.max_size, where="--max-size")
         if self.max_bundle is not None:

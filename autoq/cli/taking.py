@@ -100,7 +100,7 @@ def delete_search(name: str, home: Path, *, yes: bool) -> None:
 def sync_search(name: str, home: Path) -> None:
     """Replay a search into MLflow and say how much was missing there."""
     with results_alone_on_stdout(), open_app(home) as app:
-        n_missed = app.sync(name)
+        n_missed = app.sync(name, say)
     if n_missed:
         print(f"{n_missed} trials of {name} were missing in MLflow and are there now")
     else:

@@ -88,6 +88,7 @@ class Baseline:
     test_accuracy: float | None = None
     is_deterministic: bool = True  # whether two runs of one batch gave the same bits
     accuracy_jitter: float = 0.0  # by how much a second run of the search split scored another value
+    measured_at: float = 0.0  # seconds since the epoch; 0: when the search was stored that it is of
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_json` is its inverse."""

@@ -93,6 +93,7 @@ class SplitScorer:
         self._float_first = _FirstOutputs(() if order is None else order.first(N_DIVERGENCE))
         self._baseline: Score | None = None
         self._jitter: Values | None = None  # (n,) what two runs of the float model differ by
+        self.knows_jitter = False  # whether that has been measured
 
     @property
     def baseline(self) -> Score:
@@ -138,6 +139,7 @@ class SplitScorer:
             UserError: The metric failed or broke its promise.
         """
         first, again = self.baseline, self._score(self._float_chunks(session))
+        self.knows_jitter = True
         if first.values is not None and again.values is not None:
             self._jitter = again.values - first.values
         return abs(again.value - first.value)

@@ -143,8 +143,7 @@ def run_split(
         for start, part in _parts(split, feeding.batch_size):
             feeds = part.feeds(feeding.batch_size)
             batches = mapped(lambda feed: _run(session, feed, feeding, output), feeds)
-            outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-            yield Chunk(start, outputs, part.labels)
+            yield Chunk(start, _concatenated(batches), part.labels)
 
 
 def cut_into_pieces(split: Split, batch_size: int) -> list[Piece]:
@@ -207,6 +206,19 @@ def _run(session: Session, feed: Feed, feeding: Feeding, output: str | None) -> 
                 f"expected {n_fed} along its first axis"
             )
     return {name: array[:n] for name, array in outputs.items()}
+
+
+def _concatenated(batches: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    joined = {}
+    for name, first in batches[0].items():
+        arrays = [batch[name] for batch in batches]
+        if other := next((one.shape for one in arrays if one.shape[1:] != first.shape[1:]), None):
+            raise ModelError(
+                f"model output {name!r} has shape {first.shape} for one batch and {other} for another of the "
+                "same input shape, expected all axes but the first to be independent of the data"
+            )
+        joined[name] = np.concatenate(arrays)
+    return joined
 
 
 def _filled(feed: Feed, n_examples: int) -> Feed:

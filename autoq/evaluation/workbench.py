@@ -253,6 +253,9 @@ class Workbench:
     def _scored_test(self, scorer: SplitScorer, session: Session) -> Accuracy:
         if not scorer.is_ready:  # restored, not measured: the test split has waited until it is needed
             scorer.score_baseline(self._opened_float_model())
+        assert self._baseline is not None, "the baseline is measured before any candidate"
+        if not self._baseline.is_deterministic and not scorer.knows_jitter:
+            scorer.measure_jitter(self._opened_float_model())
         return scorer.accuracy(session)
 
     def _scorer(

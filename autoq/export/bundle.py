@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import BinaryIO
 
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.errors import ModelError, UnknownNameError, UserError
+from autoq.core.files import written_whole
 from autoq.export.bundle_content import DamagedBundle
 from autoq.export.hdf5_bundle import MAGIC as HDF5_MAGIC
 from autoq.export.hdf5_bundle import restore_hdf5, write_hdf5
@@ -67,7 +67,7 @@ def write_bundle(model: ModelArtifact, path: Path, bundle_format: BundleFormat) 
         UserError: The file cannot be written.
     """
     try:
-        with _contents(model) as content, _replacing(path) as temporary:
+        with _contents(model) as content, written_whole(path) as temporary:
             _WRITERS[bundle_format](content, temporary)
             with Path(os.devnull).open("wb") as nowhere:
                 _restore(temporary, nowhere)
@@ -88,7 +88,7 @@ def unbundle(path: Path, out: Path) -> int:
     if not path.is_file():
         raise UserError(f"{path}: no such bundle", hint="expected a file that autoq export --bundle wrote")
     try:
-        with _replacing(out) as temporary:
+        with written_whole(out) as temporary:
             with temporary.open("wb") as file:
                 _restore(path, file)
             return temporary.stat().st_size
@@ -125,24 +125,3 @@ def _contents(model: ModelArtifact) -> Iterator[memoryview]:
     # Not released by `with`: arrays that view it may still be waiting to be collected.
     with model.path.open("rb") as file:
         yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place if all goes well, and goes if not."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return the process's mask, which can be read only by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

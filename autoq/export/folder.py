@@ -33,6 +33,7 @@ import numpy as np
 import onnxruntime
 
 TRANSFORMS = {transforms}  # input: (scale, offset); float32 = raw * scale + offset
+DTYPES = {dtypes}  # what the model takes
 
 
 def load():
@@ -43,9 +44,13 @@ def load():
 
 
 def run(session, raw):
-    feed = dict(raw)
-    for name, (scale, offset) in TRANSFORMS.items():
-        feed[name] = feed[name].astype(np.float32) * np.float32(scale) + np.float32(offset)
+    feed = {{}}
+    for name, dtype in DTYPES.items():
+        values = np.asarray(raw[name])
+        if name in TRANSFORMS:
+            scale, offset = TRANSFORMS[name]
+            values = values.astype(np.float32) * np.float32(scale) + np.float32(offset)
+        feed[name] = values.astype(dtype, copy=False)
     return {{output.name: value for output, value in zip(session.get_outputs(), session.run(None, feed))}}
 
 
@@ -79,19 +84,27 @@ def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], M
         UserError: `out` exists and is not an empty folder, or cannot be written.
     """
     check_free(out)
+    out = out.absolute()
     building = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         _write_files(content, building)
         _write_manifest(content, building, check(building))
-        if out.exists():
-            out.rmdir()
-        building.rename(out)
+        _put_in_place(building, out)
     except OSError as error:
         raise UserError(f"{out}: cannot write the export: {error.strerror or error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _put_in_place(building: Path, out: Path) -> None:
+    if not out.exists():
+        building.rename(out)
+        return
+    # An empty folder stays what it is: it may be somebody's working directory, or a mounted volume.
+    for path in building.iterdir():
+        shutil.move(path, out / path.name)
 
 
 def check_free(out: Path) -> None:
@@ -118,7 +131,9 @@ def _write_files(content: ExportContent, folder: Path) -> None:
     transforms = {name: (affine.scale, affine.offset) for name, affine in content.transforms.items()}
     name = content.outcome.record.name
     threads = content.outcome.record.environment.get("threads", 1)
-    (folder / "run.py").write_text(_RUN.format(name=name, transforms=transforms, threads=threads))
+    dtypes = {spec.name: spec.dtype for spec in content.summary.inputs}
+    script = _RUN.format(name=name, transforms=transforms, dtypes=dtypes, threads=threads)
+    (folder / "run.py").write_text(script)
 
 
 def _write_manifest(content: ExportContent, folder: Path, verified: Mapping[str, Any]) -> None:

@@ -102,6 +102,8 @@ def _bytes_of(file: Any, name: str, most: int) -> bytes:
 def _read_tensor(file: Any, name: str, span: Span) -> Iterator[Bytes]:
     dataset = _dataset(file, name)
     dtype, shape = array_type(span)
+    if not shape:
+        raise DamagedBundle(f"tensor {span.name!r} has no axes")
     chunks = _chunks(dtype, shape)
     if (dataset.dtype, dataset.shape, dataset.chunks) != (dtype, shape, chunks):
         raise DamagedBundle(f"tensor {span.name!r} is {dataset.dtype} of shape {dataset.shape}")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from autoq.assembly.assemble import build_model, layer_weights, weight_choices
 from autoq.assembly.plan import Plan, layer_sources, restore_plan, split_values
@@ -24,6 +24,7 @@ from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import FLOAT, Candidate
 from autoq.core.errors import ModelError, UserError
 from autoq.core.quantization import ActivationParams
+from autoq.core.tensor_files import save_tensors
 from autoq.graph.blocks import find_blocks
 from autoq.graph.float_model import FloatModel
 from autoq.graph.rewriting import RewriteVectors, replay_rewrites
@@ -157,10 +158,7 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
         **recipe.candidate.to_json(),
     }
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
-    save_file(_tensors(recipe), folder / TENSORS_FILE)
-    (folder / TENSORS_FILE).chmod(
-        (folder / RECIPE_FILE).stat().st_mode
-    )  # safetensors writes for its owner alone
+    save_tensors(_tensors(recipe), folder / TENSORS_FILE)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from autoq.core.coders import Bytes
+from autoq.core.tensor_files import save_tensors
 from autoq.export.bundle_content import DamagedBundle, Layout, restore
 from autoq.export.plain_tensors import (
     SKELETON,
@@ -41,7 +41,7 @@ def write_safetensors(content: memoryview, path: Path) -> None:
     names = tensor_names(layout)
     arrays = {name: to_array(s, s.of(content)) for name, s in zip(names, layout.spans, strict=True)}
     arrays[SKELETON] = np.frombuffer(pack_skeleton(skeleton_of(content, layout.spans)), np.uint8)
-    save_file(arrays, path, metadata={_LAYOUT: json.dumps(layout.to_json())})
+    save_tensors(arrays, path, {_LAYOUT: json.dumps(layout.to_json())})
 
 
 def restore_safetensors(path: Path, out: BinaryIO) -> None:

@@ -5,6 +5,9 @@ The result is the baseline: whatever a candidate gains, it gains over this graph
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -14,6 +17,7 @@ from autoq.graph.fold_matmul_bias import FoldMatMulBias
 from autoq.graph.keep_norms_apart import KeepNormsApart
 from autoq.graph.naming import NameNodes
 from autoq.graph.quiet import quiet
+from autoq.graph.split_weights import SplitWeights
 from autoq.graph.use_global_pool import UseGlobalPool
 from autoq.graph.values import constant
 
@@ -65,19 +69,25 @@ def _is_unknown(size: int | ir.SymbolicDim) -> bool:
 
 # onnxscript is imported where it works: most processes read models that are canonical already.
 def _fold_constants(model: ir.Model) -> None:
+    """Fold what is small, and what stands between a stored weight and its layer whatever its size."""
     from onnxscript import optimizer
 
-    optimizer.fold_constants(model, should_fold=_unpacks_weight)
+    optimizer.fold_constants(model)
+    unpack = partial(
+        optimizer.fold_constants, model, should_fold=_unpacks_weight, output_size_limit=sys.maxsize
+    )
+    unpack()
+    while SplitWeights()(model).modified:
+        unpack()
 
 
 # What exporters put between a stored weight and its layer; an LSTM's gates are gathered from four.
-_UNPACKING = ("Cast", "Concat", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_UNPACKING = ("Cast", "Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def _unpacks_weight(node: ir.Node) -> bool | None:
-    """Fold what stands between a stored weight and its layer whatever its size; None: as usual."""
+def _unpacks_weight(node: ir.Node) -> bool:
     stored = all(value is not None and constant(value) is not None for value in node.inputs)
-    return True if stored and node.op_type in _UNPACKING else None
+    return stored and node.op_type in _UNPACKING
 
 
 def _clear_values(graph: ir.Graph) -> None:

@@ -92,13 +92,13 @@ def build_float_model(model: ir.Model) -> FloatModel:
     return describe_graph(canonicalize(model))
 
 
-def describe_graph(graph: ir.Model) -> FloatModel:
-    """Take a graph that is canonical already.
+def describe_graph(graph: ir.Model, *, is_part: bool = False) -> FloatModel:
+    """Take a graph that is canonical already, or a part of one, which may have no layers.
 
     Raises:
         ModelError: It has no layer that can be compressed, or a weight is not finite.
     """
-    return _describe(graph, lambda: serialize(graph))
+    return _describe(graph, lambda: serialize(graph), is_part=is_part)
 
 
 def reload_float_model(path: Path) -> FloatModel:
@@ -119,9 +119,9 @@ def reload_float_model(path: Path) -> FloatModel:
     return _describe(graph, lambda: ModelArtifact.from_bytes(content))
 
 
-def _describe(graph: ir.Model, write: Callable[[], ModelArtifact]) -> FloatModel:
+def _describe(graph: ir.Model, write: Callable[[], ModelArtifact], *, is_part: bool = False) -> FloatModel:
     layers = tuple(find_layers(graph))
-    if not layers:
+    if not layers and not is_part:
         raise ModelError("the model has no layer that can be compressed", hint=_why_no_layers(graph))
     artifact = write()
     summary = ModelSummary(

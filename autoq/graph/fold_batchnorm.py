@@ -55,7 +55,9 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> bool:
     bias_name = old_bias.name if old_bias is not None and old_bias.name else f"{name}_bias"
     set_initializer(graph, layer, 2, bias_name, new_bias.astype(weight.dtype))
     norm.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
-    layer.outputs[0].name = norm.outputs[0].name  # which a graph output may not lose
+    layer.outputs[0].name = norm.outputs[0].name  # which a graph output may not lose, nor its type and shape
+    layer.outputs[0].type = layer.outputs[0].type or norm.outputs[0].type
+    layer.outputs[0].shape = layer.outputs[0].shape or norm.outputs[0].shape
     graph.remove(norm, safe=True)
     return True
 

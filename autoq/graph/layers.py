@@ -172,8 +172,8 @@ def find_ops(model: ir.Model) -> list[WeightlessOp]:
         family = _FAMILIES.get(node.op_type) if node.domain == "" else None
         if family is None or is_layer(node) or not _is_float(node):
             continue
-        if node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0) != 0:
-            continue  # ONNX Runtime's integer kernel averages the last, partial window differently
+        if node.op_type == "AveragePool" and not _is_plain_pool(node):
+            continue
         if node.op_type == "Sum" and len(node.inputs) != 2:
             continue
         if any(constant(value) is not None for value in node.inputs if value is not None):
@@ -181,6 +181,12 @@ def find_ops(model: ir.Model) -> list[WeightlessOp]:
         assert node.name is not None
         found.append(WeightlessOp(node.name, node.op_type, family))
     return found
+
+
+def _is_plain_pool(node: ir.Node) -> bool:
+    """ONNX Runtime's integer kernel averages a last, partial window differently, and knows no dilations."""
+    is_dilated = any(dilation != 1 for dilation in node.attributes.get_ints("dilations", ()))
+    return node.attributes.get_int("ceil_mode", 0) == 0 and not is_dilated
 
 
 def _is_float(node: ir.Node) -> bool:

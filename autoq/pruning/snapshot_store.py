@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from autoq.core.digests import checksum, digest_json
 from autoq.core.errors import InfrastructureError
 from autoq.core.files import written_whole
 from autoq.core.groups import ChannelGroup
+from autoq.core.tensor_files import save_tensors
 from autoq.pruning.refit import Refit
 from autoq.pruning.widths import GroupSnapshots, Part, Snapshot
 
@@ -104,7 +105,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
             tensors.update({f"{layer}|{index}|{name}": array for name, array in _arrays(part).items()})
     tensors["checksum"] = np.array([checksum(tensors)], np.uint32)
     with written_whole(path) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(tensors, temporary)
 
 
 def _arrays(part: Part) -> dict[str, npt.NDArray[np.generic]]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from autoq.core.files import written_whole
+
 LAYER_FACTS_FILE = "layers.json"
 _FORMAT = 1
 
@@ -37,9 +39,9 @@ class LayerFacts:
 
 def save_layer_facts(facts: list[LayerFacts], path: Path) -> None:
     """Write the layers of a model, in the order of its graph."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": _FORMAT, "layers": [asdict(layer) for layer in facts]}
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_layer_facts(path: Path) -> list[LayerFacts]:

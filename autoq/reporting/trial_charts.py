@@ -12,6 +12,7 @@ from autoq.reporting import figures
 from autoq.reporting.charts import Axis, Bar, Bars, Chart, Dot, Dots, Line, Missing, Plot, Role
 from autoq.reporting.figures import Scale
 from autoq.reporting.hypervolume import area_beyond
+from autoq.search.goals import Objective, cost_of
 from autoq.search.outcome import Outcome, Point
 from autoq.search.records import TrialRecord, TrialState
 
@@ -40,19 +41,24 @@ def progress_chart(outcome: Outcome, baseline: Baseline) -> Chart | Missing:
 
 
 def _best_progress(outcome: Outcome, title: str) -> Chart:
-    """Draw what is best by the bounds: the fastest within a drop, else the most accurate within a budget."""
-    scale, is_speed = Scale.of(outcome.record.spec), outcome.goals.constraints.only_drop
+    """Draw what is best by the bounds: what costs least within a drop, the most accurate within a budget."""
+    scale, decisive = Scale.of(outcome.record.spec), outcome.goals.decisive
+    what, axis, factor = {
+        Objective.ACCURACY: ("drop", scale.drop_axis, scale.factor),
+        Objective.LATENCY: ("latency", "latency (ms)", 1.0),
+        Objective.SIZE: ("file size", "file size (MB)", 1e-6),
+        Objective.STORAGE: ("bundle size", "bundle size (MB)", 1e-6),
+    }[decisive]
 
     def value(point: Point) -> float:
-        measured = point.measurement
-        return measured.latency.latency_ms if is_speed else scale.factor * measured.accuracy.drop
+        return factor * cost_of(decisive, point.measurement)
 
     xs, ys = best_so_far([(p.trial.number, value(p), p.feasible) for p in outcome.points])
     last = float(max(point.trial.number for point in outcome.points))
     line = Line("best feasible so far", Role.FRONT, (*xs, last), (*ys, *ys[-1:]), is_stairs=True)
     ceiling = _worth_showing([value(p) for p in outcome.points if p.feasible])
     is_cut = any(value(point) > ceiling for point in outcome.points)
-    goal = "latency of a feasible candidate" if is_speed else "drop of a feasible candidate"
+    goal = f"{what} of a feasible candidate"
     found = f"found by trial {xs[-1]:.0f}" if xs else "never found: nothing was feasible"
     return Chart(
         "progress",
@@ -62,7 +68,7 @@ def _best_progress(outcome: Outcome, title: str) -> Chart:
         f"Line of the lowest {goal} over {len(outcome.points)} candidates; the final best was {found}.",
         Plot(
             Axis("trial"),
-            Axis("latency (ms)" if is_speed else scale.drop_axis),
+            Axis(axis),
             _progress_dots(outcome, lambda point: min(value(point), ceiling)),
             (line,) if xs else (),
         ),

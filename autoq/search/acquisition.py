@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -12,7 +12,7 @@ import numpy as np
 from autoq.core.fronts import front_rows
 from autoq.core.hypervolume import hypervolume, hypervolume_gains
 from autoq.core.measurements import Baseline, Measurement
-from autoq.search.goals import Goals, Objective
+from autoq.search.goals import Goals, Objective, cost_of
 from autoq.search.guide import Floats
 
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -43,9 +43,11 @@ class Worth:
         Axes are max(drop, 0), ln latency, ln size and ln bundle ratio, as far as they are objectives. The
         reference is twice the allowed drop and the float model's figures, or the budget where there is one.
         Where no drop is bounded, a usual one is allowed, or what the other bounds have been seen to cost.
+        What breaks a bound on something else than an objective is no part of the front.
         """
         self._goals, self._baseline = goals, baseline
         self._measured = list(measured)
+        self._feasible = [one for one in self._measured if goals.feasible(one, baseline)]
         bounds = goals.constraints
         allowed = bounds.max_accuracy_drop
         self.max_drop = max(self._usual_drop() if allowed is None else allowed, 1e-6)
@@ -60,28 +62,32 @@ class Worth:
             Objective.STORAGE: _top(self.max_bundle),
         }
         self.reference: Floats = np.array([tops[objective] for objective in goals.objectives])
-        self._front = self._axes(
-            Forecast(
-                np.array([one.accuracy.drop for one in self._measured]),
-                np.zeros(len(self._measured)),
-                np.array([one.latency.latency_ms / baseline.latency_ms for one in self._measured]),
-                np.zeros(len(self._measured)),
-                np.array([one.size.size_bytes / baseline.size_bytes for one in self._measured]),
-                np.array([one.size.bundle_bytes / baseline.size_bytes for one in self._measured]),
-            ),
-            0.5,
+        found = Forecast(
+            np.array([one.accuracy.drop for one in self._measured]),
+            np.zeros(len(self._measured)),
+            np.array([one.latency.latency_ms / baseline.latency_ms for one in self._measured]),
+            np.zeros(len(self._measured)),
+            np.array([one.size.size_bytes / baseline.size_bytes for one in self._measured]),
+            np.array([one.size.bundle_bytes / baseline.size_bytes for one in self._measured]),
         )
+        # At the reference a point takes up no volume; a bound that is met exactly is kept with even chances.
+        is_kept = self._chance_beside_objectives(found) >= 0.5
+        self._front = np.where(is_kept[:, None], self._axes(found, 0.5), self.reference)
         self.volume = hypervolume(self._front, self.reference)
 
     def _usual_drop(self) -> float:
-        kept = [one for one in self._measured if self._goals.feasible(one, self._baseline)]
-        cost = float(np.median([max(one.accuracy.drop, 0.0) for one in kept])) if kept else 0.0
+        cost = float(np.median([max(one.accuracy.drop, 0.0) for one in self._feasible] or [0.0]))
         return max(_USUAL_DROP * abs(self._baseline.accuracy), cost)
 
     @property
     def has_bounds(self) -> bool:
         """Whether there is a best point to look for, beside the front."""
         return self._goals.constraints != type(self._goals.constraints)()
+
+    @property
+    def any_feasible(self) -> bool:
+        """Whether something that is measured keeps every bound."""
+        return bool(self._feasible)
 
     def held(self) -> Floats:
         """Volume that the front would lose without each measured candidate; (n,)."""
@@ -91,43 +97,68 @@ class Worth:
         return lost
 
     def front_gain(self, forecast: Forecast) -> Floats:
-        """Expected gain in hypervolume of each candidate, as a share of what the front has, if anything."""
+        """Expected gain in hypervolume of each candidate, as a share of what the front has, if anything.
+
+        Bounds on what is no objective count by the chance to keep them.
+        """
         gains = np.zeros(len(forecast))
         for quantile in _QUANTILES:
             gains += hypervolume_gains(self._axes(forecast, quantile), self._front, self.reference)
+        gains *= self._chance_beside_objectives(forecast)
         return gains / len(_QUANTILES) / (self.volume or 1.0)
 
     def best_gain(self, forecast: Forecast) -> Floats:
         """Expected gain in what decides the best point, times the chance to keep every bound."""
         kept = self.chance(forecast)
-        feasible = [one for one in self._measured if self._goals.feasible(one, self._baseline)]
-        if self._goals.constraints.only_drop:
-            fastest = min(
-                (one.latency.latency_ms / self._baseline.latency_ms for one in feasible), default=1.0
-            )
-            return kept * _expected_below(
-                np.log(forecast.latency), forecast.latency_sd / forecast.latency, math.log(fastest)
-            )
-        least = min((one.accuracy.drop for one in feasible), default=2.0 * self.max_drop)
-        return kept * _expected_below(forecast.drop, forecast.drop_sd, least) / self.max_drop
+        decisive = self._goals.decisive
+        if decisive is Objective.ACCURACY:
+            least = min((one.accuracy.drop for one in self._feasible), default=2.0 * self.max_drop)
+            return kept * _expected_below(forecast.drop, forecast.drop_sd, least) / self.max_drop
+        of_float = {
+            Objective.LATENCY: self._baseline.latency_ms,
+            Objective.SIZE: self._baseline.size_bytes,
+            Objective.STORAGE: self._baseline.size_bytes,
+        }[decisive]
+        least = min((cost_of(decisive, one) / of_float for one in self._feasible), default=1.0)
+        ratio, sd = {
+            Objective.LATENCY: (forecast.latency, forecast.latency_sd),
+            Objective.SIZE: (forecast.size, np.zeros(len(forecast))),
+            Objective.STORAGE: (forecast.bundle, np.zeros(len(forecast))),
+        }[decisive]
+        return kept * _expected_below(np.log(ratio), sd / ratio, math.log(least))
 
     def chance(self, forecast: Forecast) -> Floats:
         """Probability that each candidate keeps every bound."""
-        kept = np.ones(len(forecast))
+        return _product(len(forecast), self._chances(forecast).values())
+
+    def _chance_beside_objectives(self, forecast: Forecast) -> Floats:
+        """Probability that each candidate keeps the bounds on what is no objective."""
+        chances = self._chances(forecast).items()
+        return _product(
+            len(forecast), (chance for what, chance in chances if what not in self._goals.objectives)
+        )
+
+    def _chances(self, forecast: Forecast) -> dict[Objective, Floats]:
+        """Probability of keeping each bound, by what is bounded."""
+        kept: dict[Objective, Floats] = {}
         if self._goals.constraints.max_accuracy_drop is not None:
-            kept *= _normal_cdf((self.max_drop - forecast.drop) / np.maximum(forecast.drop_sd, 1e-9))
+            spare = self.max_drop - forecast.drop
+            kept[Objective.ACCURACY] = _normal_cdf(spare / np.maximum(forecast.drop_sd, 1e-9))
         if self.max_latency is not None:
-            kept *= _normal_cdf((self.max_latency - forecast.latency) / np.maximum(forecast.latency_sd, 1e-9))
-        for bound, ratio in ((self.max_size, forecast.size), (self.max_bundle, forecast.bundle)):
-            if bound is not None:
-                kept *= ratio <= bound
+            spare = self.max_latency - forecast.latency
+            kept[Objective.LATENCY] = _normal_cdf(spare / np.maximum(forecast.latency_sd, 1e-9))
+        if self.max_size is not None:
+            kept[Objective.SIZE] = (forecast.size <= self.max_size).astype(np.float64)
+        if self.max_bundle is not None:
+            kept[Objective.STORAGE] = (forecast.bundle <= self.max_bundle).astype(np.float64)
         return kept
 
     def excess(self, forecast: Forecast) -> Floats:
         """By how much each candidate is expected to break its bounds, summed; for when none can be kept."""
         total = np.zeros(len(forecast))
         if self._goals.constraints.max_accuracy_drop is not None:
-            total += np.maximum(forecast.drop - self.max_drop, 0.0) / max(self.max_drop, 0.01)
+            scale = self._goals.constraints.drop_scale(self._baseline)
+            total += np.maximum(forecast.drop - self.max_drop, 0.0) / scale
         pairs = (
             (self.max_latency, forecast.latency),
             (self.max_size, forecast.size),
@@ -147,6 +178,13 @@ class Worth:
             Objective.STORAGE: np.log(forecast.bundle),
         }
         return np.column_stack([columns[objective] for objective in self._goals.objectives])
+
+
+def _product(n: int, factors: Iterable[Floats]) -> Floats:
+    product: Floats = np.ones(n)
+    for factor in factors:
+        product = product * factor
+    return product
 
 
 def _over(bound: float | None, whole: float) -> float | None:

@@ -136,7 +136,9 @@ class Allocator:
 
     def fastest(self) -> Stitch | None:
         """The options with the lowest latency."""
-        goal = np.concatenate((np.array(self._latency) + 1e-9 * np.array(self._bytes), self._border_prices))
+        total = max(sum(self._bytes), 1.0)  # bytes only break ties
+        latency = np.array(self._latency) + 1e-6 * np.array(self._bytes) / total
+        goal = np.concatenate((latency, self._border_prices))
         return self._solved(goal, Budget())
 
     def smallest(self) -> Stitch | None:

@@ -129,6 +129,7 @@ class _Loop:
         self._strategy = create_strategy(plan, record.baseline)
         self._first: dict[str, TrialRecord] = {}  # by digest
         self._front: list[list[float]] = []
+        self._any_feasible = False
         self._n_without_gain = 0
         self.trials: list[TrialRecord] = []
         self.n_counted = 0
@@ -256,12 +257,22 @@ class _Loop:
         if trial.state is not TrialState.REPEATED and not is_refinement(trial):
             self.n_counted += 1
             gained = self._joins_front(trial) and trial.reasons.get("expected_gain", 1.0) >= _LEAST_GAIN
-            self._n_without_gain = 0 if gained else self._n_without_gain + 1
+            # Anchors are no attempts to gain something: whoever proposes has its patience whole.
+            is_attempt = len(self.trials) > len(self._plan.anchors)
+            self._n_without_gain = self._n_without_gain + 1 if is_attempt and not gained else 0
 
     def _joins_front(self, trial: TrialRecord) -> bool:
-        if trial.measurement is None or trial.measurement.accuracy.is_estimate:
+        """Whether a trial is on the front; once a point keeps every bound, only those that do count."""
+        measured, baseline = trial.measurement, self._record.baseline
+        if measured is None or measured.accuracy.is_estimate:
             return False
-        costs = self._plan.goals.costs(trial.measurement)
+        assert baseline is not None
+        is_feasible = self._plan.goals.feasible(measured, baseline)
+        if is_feasible and not self._any_feasible:
+            self._any_feasible, self._front = True, []
+        if self._any_feasible and not is_feasible:
+            return False
+        costs = self._plan.goals.costs(measured)
         if any(dominates(member, costs) or member == costs for member in self._front):
             return False
         self._front = [member for member in self._front if not dominates(costs, member)] + [costs]

@@ -26,9 +26,16 @@ def run_finals(
     chosen = finalists(build_outcome(record, plan.goals, trials), limit)
     finals = {final.digest: final for final in services.ledger.load_finals(record.name)}
     waiting = [point for point in chosen if point.trial.digest not in finals]
-    tried = {point.trial.digest for point in chosen}
+    tried = {*finals, *(point.trial.digest for point in chosen)}
     ended = record.but(state=SearchState.FINISHED)
-    while waiting:
+    while True:
+        if not waiting:
+            # Fresh timings may make another point the best: it is not to be shipped unchecked.
+            best = build_outcome(record, plan.goals, trials, list(finals.values())).best
+            if best is None or best.trial.digest in tried:
+                break
+            waiting.append(best)
+            tried.add(best.trial.digest)
         if services.should_stop():
             ended = record.but(state=SearchState.INTERRUPTED, message="interrupted in the final round")
             break
@@ -38,12 +45,6 @@ def run_finals(
         if final := _measured(point, services):
             finals[final.digest] = final
             services.ledger.save_finals(record.name, list(finals.values()))
-        if not waiting:
-            # Fresh timings may make another point the best: it is not to be shipped unchecked.
-            best = build_outcome(record, plan.goals, trials, list(finals.values())).best
-            if best is not None and best.trial.digest not in tried:
-                waiting.append(best)
-                tried.add(best.trial.digest)
     services.ledger.update_search(ended)
     return build_outcome(ended, plan.goals, trials, list(finals.values()))
 

@@ -19,6 +19,17 @@ class Objective(StrEnum):
     STORAGE = "storage"  # bytes of the storage bundle
 
 
+def cost_of(objective: Objective, measurement: Measurement) -> float:
+    """Value of an objective that is minimised: drop of the metric, milliseconds, bytes."""
+    costs = {
+        Objective.ACCURACY: measurement.accuracy.drop,
+        Objective.LATENCY: measurement.latency.latency_ms,
+        Objective.SIZE: float(measurement.size.size_bytes),
+        Objective.STORAGE: float(measurement.size.bundle_bytes),
+    }
+    return costs[objective]
+
+
 @dataclass(frozen=True, slots=True)
 class Constraints:
     """Upper bounds; None is no bound."""
@@ -34,6 +45,14 @@ class Constraints:
         """Whether the accuracy drop is bounded and nothing else is."""
         others = (self.max_latency_ms, self.max_latency_ratio, self.max_size_bytes, self.max_bundle_bytes)
         return self.max_accuracy_drop is not None and all(bound is None for bound in others)
+
+    def drop_scale(self, baseline: Baseline) -> float:
+        """What a drop beyond its bound is counted in, beside budgets in shares of theirs.
+
+        It is the bound, but at least a hundredth of the float model's value: of a bound of nothing every
+        drop would be infinitely much.
+        """
+        return max(self.max_accuracy_drop or 0.0, 0.01 * abs(baseline.accuracy)) or 0.01
 
     def violations(self, measurement: Measurement, baseline: Baseline) -> dict[str, float]:
         """Return for each bound how far it is broken; zero or less is kept.
@@ -69,20 +88,28 @@ class Goals:
         upwards = (Objective.ACCURACY,) if self.maximize else ()
         return ["maximize" if o in upwards else "minimize" for o in self.objectives]
 
+    @property
+    def decisive(self) -> Objective:
+        """What the best of all feasible points is best in.
+
+        Within a budget of time or bytes it is the accuracy. Where the drop alone is bounded it is the
+        latency, or, where that is no objective, the first one that is a cost.
+        """
+        costs = [one for one in self.objectives if one is not Objective.ACCURACY]
+        if not self.constraints.only_drop:
+            return Objective.ACCURACY
+        return Objective.LATENCY if Objective.LATENCY in costs or not costs else costs[0]
+
     def values(self, measurement: Measurement) -> list[float]:
         """Natural value of each objective: metric, milliseconds, bytes."""
-        natural = {
-            Objective.ACCURACY: measurement.accuracy.value,
-            Objective.LATENCY: measurement.latency.latency_ms,
-            Objective.SIZE: float(measurement.size.size_bytes),
-            Objective.STORAGE: float(measurement.size.bundle_bytes),
-        }
-        return [natural[objective] for objective in self.objectives]
+        return [
+            measurement.accuracy.value if one is Objective.ACCURACY else cost_of(one, measurement)
+            for one in self.objectives
+        ]
 
     def costs(self, measurement: Measurement) -> list[float]:
         """Values with every objective minimised: the accuracy is its drop."""
-        pairs = zip(self.objectives, self.values(measurement), strict=True)
-        return [measurement.accuracy.drop if o is Objective.ACCURACY else value for o, value in pairs]
+        return [cost_of(one, measurement) for one in self.objectives]
 
     def feasible(self, measurement: Measurement, baseline: Baseline) -> bool:
         """Whether every bound is kept, for all that is known: an estimate was broken off, and never is."""

@@ -230,7 +230,10 @@ class GuidedStrategy:
             gain = worth.best_gain(forecast)
             if gain.max() > _WORTHWHILE:
                 return "best", gain
-        return "front", worth.front_gain(forecast)
+        gain = worth.front_gain(forecast)
+        if not worth.any_feasible and not gain.any():  # every bound is out of reach, as far as can be told
+            return "nearest", -worth.excess(forecast)
+        return "front", gain
 
     def _impossible(self, forecaster: Forecaster, worth: Worth) -> str:
         """Say so when even the fastest stitch is over the latency budget, the model's doubt allowed for."""

@@ -189,11 +189,8 @@ class _Features:
             rewrites: _prior_means(slots, guide.narrowed_ratios.get(rewrites, guide.kernel_ratios))
             for rewrites, slots in guide.slots.items()
         }
-        usual = self._means[guide.rewrites[0]]
-        float_share = sum(
-            float(means[index]) for means, index in zip(usual, guide.float_options, strict=True)
-        )
-        self.rest = max(1.0 - float_share, 0.0)
+        # Of the float model, which a space may not offer.
+        self.rest = max(1.0 - sum(_float_times(guide.usual, guide.kernel_ratios)), 0.0)
         self.of_rewrites = slice(1, 1 + len(guide.rewrites))
         at = self.of_rewrites.stop
         self._of_borders = slice(at, at + 4)
@@ -294,7 +291,17 @@ def _effects_of(slot: Slot, option: Option) -> dict[tuple[str, ...], float]:
 
 
 def _prior_means(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, float]]) -> list[Floats]:
-    """Expected time of each option: its format's; what was not profiled is set in relation to float.
+    """Expected time of each option: its format's; what was not profiled is set in relation to float."""
+    means = []
+    for slot, of_float in zip(slots, _float_times(slots, profiled), strict=True):
+        by_format = _mean_by_format(slot, profiled.get(slot.name, {}))
+        times = [by_format.get(one.format, of_float * _typical(one)) for one in slot.options]
+        means.append(np.array(times, np.float64))
+    return means
+
+
+def _float_times(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Expected time of each slot in float.
 
     Layers that the profile does not know share what it gives to no slot: at zero nothing would be learnt
     of them. A weightless op that is missing was fused into its neighbour.
@@ -303,13 +310,7 @@ def _prior_means(slots: Sequence[Slot], profiled: Mapping[str, Mapping[str, floa
     of_float = [one.get("fp32", one.get("float")) for one in found]
     unknown = [time is None and slot.is_layer for slot, time in zip(slots, of_float, strict=True)]
     left = max(1.0 - sum(time or 0.0 for time in of_float), 0.0) / (sum(unknown) + 1)
-    means = []
-    for slot, kernels, time, is_unknown in zip(slots, found, of_float, unknown, strict=True):
-        usual = left if is_unknown else time or 0.0
-        by_format = _mean_by_format(slot, kernels)
-        times = [by_format.get(one.format, usual * _typical(one)) for one in slot.options]
-        means.append(np.array(times, np.float64))
-    return means
+    return [left if is_unknown else time or 0.0 for time, is_unknown in zip(of_float, unknown, strict=True)]
 
 
 def _mean_by_format(slot: Slot, profiled: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from autoq.core.errors import UnknownNameError
 from autoq.core.fronts import dominates, front_rows, knee_row
 from autoq.core.measurements import Accuracy, Baseline, Latency, Measurement
-from autoq.search.goals import Goals, Objective
+from autoq.search.goals import Goals, Objective, cost_of
 from autoq.search.records import FinalMeasurement, SearchRecord, TestAccuracy, TrialRecord, TrialState
 
 
@@ -168,19 +168,15 @@ def pick_best(feasible: Sequence[Point], goals: Goals) -> Point:
     """Choose what to ship.
 
     With a budget of time or bytes: the highest accuracy within it, ties to the faster. With a bound
-    on the drop alone: the fastest within it. Without any bound: the knee of the front.
+    on the drop alone: the fastest within it, or the smallest where nobody searches for speed. Without
+    any bound: the knee of the front.
     """
     if goals.constraints == type(goals.constraints)():
         front = [feasible[row] for row in front_rows(_costs(feasible, goals))]
         return front[knee_of(front, goals)]
 
-    def accuracy_first(point: Point) -> tuple[float, ...]:
-        return (point.measurement.accuracy.drop, point.measurement.latency.latency_ms)
-
-    def speed_first(point: Point) -> tuple[float, ...]:
-        return (point.measurement.latency.latency_ms, point.measurement.accuracy.drop)
-
-    return min(feasible, key=speed_first if goals.constraints.only_drop else accuracy_first)
+    order = (goals.decisive, Objective.ACCURACY, Objective.LATENCY)
+    return min(feasible, key=lambda point: [cost_of(which, point.measurement) for which in order])
 
 
 def knee_of(points: Sequence[Point], goals: Goals) -> int:
@@ -252,7 +248,8 @@ def holds(test: Accuracy, max_drop: float | None) -> str:
         return "undecided"
     if test.drop_ci[0] > bound:
         return "no"
-    return "yes" if test.drop_ci[1] <= bound or test.drop <= 0 else "undecided"
+    no_drop_at_all = max_drop is None and test.drop <= 0
+    return "yes" if test.drop_ci[1] <= bound or no_drop_at_all else "undecided"
 
 
 def _points(
@@ -299,9 +296,9 @@ def _nearest(points: Sequence[Point], goals: Goals, baseline: Baseline | None) -
 
     def excess(point: Point) -> float:
         violations = goals.constraints.violations(point.measurement, baseline)
-        if (bound := goals.constraints.max_accuracy_drop) is not None:
+        if goals.constraints.max_accuracy_drop is not None:
             # The others are relative to their bound already.
-            violations["max_accuracy_drop"] /= max(bound, 0.01)
+            violations["max_accuracy_drop"] /= goals.constraints.drop_scale(baseline)
         return sum(max(value, 0.0) for value in violations.values())
 
     return min(points, key=excess)

@@ -72,8 +72,8 @@ class LayerSpace:
 
     @property
     def bits(self) -> BitRange:
-        """Range over all labels; a label that runs at fewer clamps. Float alone has one value."""
-        ranges = [bits for label, bits in self.legal.items() if label != FLOAT.label]
+        """Range over all labels; a label that runs at fewer clamps. Floats have nothing to choose."""
+        ranges = [bits for label, bits in self.legal.items() if not Choice.from_label(label).format.is_float]
         if not ranges:
             return (FLOAT_BITS, FLOAT_BITS)
         return min(low for low, _ in ranges), max(high for _, high in ranges)

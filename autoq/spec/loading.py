@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoq.core.choices import Criterion, Refit
 from autoq.core.digests import digest_json
 from autoq.spec.problems import validate
 from autoq.spec.reading import read_yaml
@@ -14,6 +13,7 @@ from autoq.spec.schema import SearchSpec
 from autoq.spec.spaces import load_space
 
 DEFAULT_SPACE = "cnn"
+_OF_FILES = {"path", "checkpoint", "npz", "torch", "python"}  # keys whose values name files
 
 
 def load_spec(path: Path, overrides: Mapping[str, object] | None = None) -> SearchSpec:
@@ -53,23 +53,25 @@ def spec_digest(spec: SearchSpec) -> str:
     """Hash everything that decides what is searched and how it is measured.
 
     The name, and what only decides how long the search may take, are left out: a search may be
-    resumed with more trials.
+    resumed with more trials. So are folders: model and data may have moved, and whether they are still
+    the same is asked of their content.
     """
-    content = spec.to_json()
+    content = _without_folders(spec.to_json())
     del content["name"], content["space"]["description"]
     rewrites = content["space"]["rewrites"]
-    widths = rewrites["widths"]
-    if not widths["latency"] and not widths["given"]:
+    if not rewrites["widths"]["latency"] and not rewrites["widths"]["given"]:
         del rewrites["widths"]
-    # Searches from before there was a choice keep their digest.
-    if not widths["given"]:
-        del widths["given"]
-    if widths["refit"] == Refit.NESTED:
-        del widths["refit"]
-    if widths["criterion"] == Criterion.OBS:
-        del widths["criterion"]
     content["search"] = {key: content["search"][key] for key in ("strategy", "seed")}
     return digest_json(content)
+
+
+def _without_folders(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: Path(part).name if key in _OF_FILES and isinstance(part, str) else _without_folders(part)
+        for key, part in value.items()
+    }
 
 
 def _override(content: dict[Any, Any], key: str, value: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse what is written twice; merged keys come later, and may be."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
@@ -25,7 +26,7 @@ class _Loader(yaml.SafeLoader):
                     problem = f"key {key.value!r} is given twice, first on line {seen[key.value]}"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep=deep)
+        return node
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         return int(str(self.construct_scalar(node)))

@@ -8,6 +8,7 @@ from pydantic import Field, Tag, field_validator, model_validator
 
 from autoq.core.choices import Criterion
 from autoq.core.names import SLUG_PATTERN
+from autoq.evaluation.metrics import builtin_metric
 from autoq.search.goals import Constraints, Goals, Objective
 from autoq.spec.fields import (
     NAME_TAG,
@@ -251,6 +252,16 @@ class SearchSpec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_drop_so_far(self) -> SearchSpec:
+        drop, most = self.constraints.max_accuracy_drop, _span(self.metric)
+        if drop is not None and most is not None and drop > most:
+            raise mistake(
+                f"constraints.max_accuracy_drop: expected at most {most:g}, the whole range of the metric, "
+                f"got {drop:g}"
+            )
+        return self
+
     @property
     def goals(self) -> Goals:
         """What the search is for, in the vocabulary of `autoq.search`."""
@@ -261,3 +272,9 @@ class SearchSpec(Section):
         """Return the normalised spec, JSON-able; `spec_from_json` is the inverse."""
         content: dict[str, Any] = self.model_dump(mode="json")
         return content
+
+
+def _span(metric: BuiltinMetric | PythonMetricSpec) -> float | None:
+    """Width of a metric's range; None if nobody has said how wide it is."""
+    bounds = builtin_metric(metric).bounds if isinstance(metric, str) else metric.bounds
+    return None if bounds is None else bounds[1] - bounds[0]

@@ -43,17 +43,17 @@ def parse_latency_budget(text: str, *, where: str = "latency budget") -> tuple[f
     return _positive(_scaled(text, _MILLISECONDS, expected, where), text, expected, where), None
 
 
-def parse_fraction(text: str, *, where: str = "fraction") -> float:
-    """Read a fraction in [0, 1], as `1%` or `0.01`.
+def parse_drop(text: str, *, where: str = "drop") -> float:
+    """Read a drop of a metric: a number in its unit, such as `0.01`, or at most `100%` of 1.
 
     Raises:
-        SpecError: It is no number, or outside [0, 1].
+        SpecError: It is no number, below 0, or above 100 %.
     """
-    expected = "a fraction from 0 to 1, such as 1% or 0.01"
-    fraction = _scaled(text, {"": 1.0, "%": 0.01}, expected, where)
-    if fraction > 1.0:
+    expected = "a drop of at least 0, such as 0.01, or of at most 100%"
+    drop = _scaled(text, {"": 1.0, "%": 0.01}, expected, where)
+    if text.strip().endswith("%") and drop > 1.0:
         raise _not(text, expected, where)
-    return fraction
+    return drop
 
 
 def parse_bytes(text: str, *, where: str = "size") -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -31,6 +33,7 @@ _BUSY_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 10
 _SCHEMA_LOCK_TIMEOUT_S = 60
 _SCHEMA_LOCK_KEY = 0x6175746F71  # any constant that no other program is likely to choose
+_SEARCH_LOCK_KEY = 0x6175746F  # with a number made of the name
 _SQLITE_BEGIN = "sqlite_begin"
 
 
@@ -138,6 +141,42 @@ def schema_lock(engine: Engine) -> Iterator[None]:
         connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'"))
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK_KEY)))
         yield
+
+
+@contextmanager
+def search_lock(engine: Engine, name: str) -> Iterator[None]:
+    """Let one process at a time run or delete a search, whichever homes they use this store from.
+
+    The lock goes with the process that holds it, however that dies.
+
+    Raises:
+        StoreError: Another process holds it.
+        StoreUnavailable: The database went away.
+    """
+    taken = StoreError(f"search {name!r} is being run by another process")
+    if is_sqlite(engine.url):
+        database = Path(str(engine.url.database)).absolute()
+        path = database.parent / "locks" / f"{database.stem}.{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(path, timeout=0):
+                yield
+        except filelock.Timeout:
+            raise taken from None
+        return
+    keys = (_SEARCH_LOCK_KEY, int(np.uint32(zlib.crc32(name.encode())).astype(np.int32)))
+    # Without a transaction: one that stays open for hours would keep the database from tidying up.
+    with ExitStack() as stack:
+        with working(engine.url):
+            connection = stack.enter_context(engine.execution_options(isolation_level="AUTOCOMMIT").connect())
+            is_ours = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(*keys)))
+        if not is_ours:
+            raise taken
+        try:
+            yield
+        finally:
+            with suppress(DBAPIError):  # gone with the connection
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(*keys)))
 
 
 @contextmanager

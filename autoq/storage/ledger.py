@@ -14,9 +14,9 @@ from autoq.core.choices import Candidate
 from autoq.core.errors import StoreError, UnknownNameError
 from autoq.core.measurements import Baseline, Measurement
 from autoq.search.records import FinalMeasurement, SearchRecord, SearchState, TrialRecord, TrialState
-from autoq.storage.engine import create_engine, opening, parse_url, shown, working, writer
+from autoq.storage.engine import create_engine, opening, parse_url, search_lock, shown, working, writer
 from autoq.storage.schema import upgrade
-from autoq.storage.study import delete_study
+from autoq.storage.study import delete_study, foreign_study, is_foreign_study
 from autoq.storage.tables import FINALS, MEASUREMENTS, SEARCHES, TRIALS
 
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -44,6 +44,25 @@ class SqlLedger:
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
+
+    @contextmanager
+    def owning(self, name: str) -> Iterator[None]:
+        """Keep other processes out of a search, there or not yet, for the length of the block.
+
+        Raises:
+            StoreError: Another process is at it.
+        """
+        with search_lock(self._engine, name):
+            yield
+
+    def check_free(self, name: str) -> None:
+        """Refuse a name that an Optuna study in this database has which is nobody's search.
+
+        Raises:
+            StoreError: There is one.
+        """
+        if is_foreign_study(self._engine, name):
+            raise foreign_study(self._url, name)
 
     def create_search(self, record: SearchRecord) -> None:
         """See `Ledger.create_search`."""

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 
 from autoq.core.errors import StoreError
 from autoq.storage.engine import create_engine, parse_url, shown, working
@@ -94,11 +94,7 @@ class StudyLedger:
                 storage=self._storage, study_name=name, directions=wanted, load_if_exists=True
             )
             if not _is_ours(study) or study.directions != wanted:
-                raise StoreError(
-                    f"the store {shown(self._url)} already has an Optuna study named {name!r} that is not "
-                    f"this search's",
-                    hint="choose another name for the search",
-                )
+                raise foreign_study(self._url, name)
             study.set_user_attr(OWNER_KEY, True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -117,6 +113,29 @@ def study_exists(url: str, name: str) -> bool:
         return _has_study(engine, name)
     finally:
         engine.dispose()
+
+
+def is_foreign_study(engine: Engine, name: str) -> bool:
+    """Say whether a database has a study of that name which is not autoq's, without importing Optuna."""
+    if not _has_study(engine, name):
+        return False
+    whose = sa.text(
+        "SELECT"
+        " (SELECT count(*) FROM study_user_attributes AS a WHERE a.study_id = s.study_id AND a.key = :key),"
+        " (SELECT count(*) FROM trials AS t WHERE t.study_id = s.study_id)"
+        " FROM studies AS s WHERE s.study_name = :name"
+    )
+    with working(engine.url), engine.connect() as connection:
+        n_marks, n_trials = connection.execute(whose, {"name": name, "key": OWNER_KEY}).one()
+    return not n_marks and bool(n_trials)
+
+
+def foreign_study(url: URL, name: str) -> StoreError:
+    """Say that somebody else's study has the name of a search."""
+    return StoreError(
+        f"the store {shown(url)} already has an Optuna study named {name!r} that is not this search's",
+        hint="choose another name for the search",
+    )
 
 
 def delete_study(engine: Engine, name: str) -> None:

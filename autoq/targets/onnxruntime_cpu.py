@@ -153,12 +153,13 @@ class OnnxRuntimeTarget:
         """Return the seconds of one run by kernel, under the names of the model's nodes.
 
         Raises:
-            RuntimeRejectedModel: The runtime refused the model; trying again cannot help.
+            RuntimeRejectedModel: The runtime refused the model, or to run it; trying again cannot help.
         """
         with tempfile.TemporaryDirectory() as folder:
             session = self._create(model, optimize=True, profile=Path(folder) / "profile")
+            runner = OnnxRuntimeSession(session)
             for feed in itertools.islice(itertools.cycle(feeds), _PROFILED_RUNS):
-                session.run(None, feed)
+                runner.run(feed)
             return kernel_seconds(json.loads(Path(session.end_profiling()).read_text()))
 
     def optimized_graph(self, model: ModelArtifact, path: Path) -> None:

@@ -13,7 +13,7 @@ from autoq.core.errors import ModelError, RuntimeRejectedModel
 from autoq.core.layers import TensorSpec
 from autoq.graph.blocks import BlockKind, find_blocks
 from autoq.graph.float_model import FloatModel
-from autoq.targets.onnxruntime_cpu import REJECTIONS, OnnxRuntimeTarget
+from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
 
 
 def latency_shares(model: FloatModel) -> dict[str, float]:
@@ -28,16 +28,23 @@ def latency_shares(model: FloatModel) -> dict[str, float]:
     """
     rng = np.random.default_rng(0)
     feed = {spec.name: _example(spec, rng) for spec in model.summary.inputs}
+    target = OnnxRuntimeTarget()
     try:
-        seconds = OnnxRuntimeTarget().profile(model.artifact, [feed])
-    except RuntimeRejectedModel as error:
-        raise ModelError(str(error)) from error
-    except REJECTIONS:
+        seconds = target.profile(model.artifact, [feed])
+    except RuntimeRejectedModel:
+        _check_opens(target, model)
         return {}  # it does not take drawn inputs of these shapes: nobody knows the shares
     total = sum(seconds.values()) or 1.0
     by_layer = seconds_by_block(seconds, model)
     layers = {layer.name for layer in model.summary.layers}
     return {name: spent / total for name, spent in by_layer.items() if name in layers}
+
+
+def _check_opens(target: OnnxRuntimeTarget, model: FloatModel) -> None:
+    try:
+        target.open(model.artifact).close()
+    except RuntimeRejectedModel as error:
+        raise ModelError(str(error)) from error
 
 
 def seconds_by_block(seconds: Mapping[str, float], model: FloatModel) -> dict[str, float]:

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from autoq.core.errors import InfrastructureError
 
+_TIMEOUT, _UPLOAD_S = "MLFLOW_HTTP_REQUEST_TIMEOUT", "120"
 # MLflow's defaults are 7 retries of 120 s each: a dead server would hold up a search for minutes.
 # What the user has set in the environment goes first.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    _TIMEOUT: "3",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the caller's: `--json` prints there
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -29,16 +30,21 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def talking_to(tracking_uri: str) -> Iterator[None]:
+def talking_to(tracking_uri: str, *, uploading: bool = False) -> Iterator[None]:
     """Run MLflow calls so that none waits long, prints, or raises anything but our own errors.
 
     MLflow raises MlflowException for everything that its client, its server or its database did. To
     a search all of it means the same: its view cannot be written now.
 
+    Args:
+        tracking_uri: The server or database.
+        uploading: Whether files are sent, which a server may pass on to another before it answers.
+
     Raises:
         InfrastructureError: The tracking server or its database failed; trying again may help.
     """
-    with _LOCK, environment(_SETTINGS):
+    settings = {**_SETTINGS, _TIMEOUT: _UPLOAD_S} if uploading else _SETTINGS
+    with _LOCK, environment(settings):
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 

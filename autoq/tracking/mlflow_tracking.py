@@ -127,6 +127,7 @@ class MlflowTracker:
             client, parent = self._connect(), self._parent_of(record)
             self._update_children(parent, outcome)
             self._describe_search(parent.run_id, record, outcome)
+        with self._talking(uploading=True):
             for name, path in artifacts.items():
                 _upload(client, parent.run_id, name, path)
             if model is not None:
@@ -154,13 +155,14 @@ class MlflowTracker:
         """Register a point's model under a name; return its version, the old one if it is there already."""
         with self._talking():
             client, parent = self._connect(), self._parent_of(record)
+        with self._talking(uploading=True):
             logged = log_model(client, parent.experiment_id, parent.run_id, model)
             return register_model(client, logged, name)
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _talking(self, *, uploading: bool = False) -> Iterator[None]:
         try:
-            with talking_to(self.tracking_uri):
+            with talking_to(self.tracking_uri, uploading=uploading):
                 yield
         except InfrastructureError:
             # The server may come back without what it had.

@@ -131,19 +131,21 @@ def _bind(host: str, port: int) -> int:
     if not 0 <= port <= 65535:
         raise UserError(f"cannot serve on {host}:{port}: no such port", hint=hint)
     try:
-        with socket.create_server((host, port)) as probe:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise UserError(f"cannot serve on {host}:{port}: {error.strerror or error}", hint=hint) from error
 
 
 def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{reachable}]" if ":" in reachable else reachable
 
 
 @contextmanager
 def _serving(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for the length of the block, also when SIGTERM ends the block."""
+    """Run a server for the length of the block, also when a signal or a closed terminal ends the block."""
     server = subprocess.Popen(
         command,
         env=settings,
@@ -151,11 +153,13 @@ def _serving(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[su
         # Out of the terminal's reach: at Ctrl-C its worker would die with a traceback.
         start_new_session=True,
     )
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {end: signal.signal(end, lambda number, _frame: sys.exit(128 + number)) for end in ends}
     try:
         yield server
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for end, handler in before.items():
+            signal.signal(end, handler)
         _stop(server)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from autoq.core.digests import checksum
+from autoq.core.tensor_files import save_tensors
 from autoq.variants.blas import one_blas_thread
 from autoq.variants.build import LayerBuilder
 from autoq.variants.shelf import Shelf
@@ -139,7 +140,7 @@ class VariantStore:
         tensors = {name: np.asarray(array, order="C") for name, array in variant.tensors().items()}
         tensors["checksum"] = np.array([checksum(tensors)], np.uint32)
         try:
-            self._shelf.save(key, lambda path: path.write_bytes(save(tensors)))
+            self._shelf.save(key, lambda path: save_tensors(tensors, path))
         except OSError as error:
             with self._refusal_lock:  # several threads save at once, and one line is enough
                 if not self._disk_refuses:

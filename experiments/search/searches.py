@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class SharingApp(App):
         runner.run_trial = run_trial  # type: ignore[method-assign]
         return runner
 
-    def write_artifacts(self, outcome: Outcome) -> dict[str, Path]:
+    def write_artifacts(self, outcome: Outcome, on_note: Callable[[str], None]) -> dict[str, Path]:
         """Leave plots and recipes out: nobody looks at them here."""
         return {}
 

@@ -90,8 +90,37 @@ def test_without_the_shield_the_runtime_would_quantise_it(
 ) -> None:
     """Should this fail with another version of the runtime, the shield may have become unnecessary."""
     monkeypatch.setattr(insert_qdq, "_shield_axis", lambda value: None)
+    monkeypatch.setattr(insert_qdq.InsertQdq, "_comes_from_float_pool", lambda self, value: False)
     bench, candidate = build_case(case, bench_of, floats)
     assert share_changed_by_optimizing(bench, bench.build(candidate)) > 0.2
+
+
+def pools_integers(bench: ModelBench, candidate: Candidate) -> bool:
+    """Whether the runtime quantises before the only MaxPool."""
+    graph = bench.optimized(bench.build(candidate)).graph
+    assert "Clip" not in {node.op_type for node in graph.node}
+    by_result = {output: node for node in graph.node for output in node.output}
+    (pool,) = (node for node in graph.node if node.op_type in ("MaxPool", "NhwcMaxPool"))
+    origin: onnx.NodeProto | None = pool
+    while origin is not None and origin.op_type in ("MaxPool", "NhwcMaxPool", "Transpose"):
+        origin = by_result.get(origin.input[0])
+    assert origin is not None
+    return origin.op_type in ("QuantizeLinear", "QLinearConv")
+
+
+def test_what_a_float_convolution_gives_is_pooled_in_float(
+    bench_of: BenchOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the runtime moves a Q up through a MaxPool, the pool of integers takes many times as long."""
+    bench = bench_of(chain_pooled_before)
+    candidate = bench.uniform(INT8, but={"conv0": FLOAT})
+    assert not pools_integers(bench, candidate)
+    assert pools_integers(bench, bench.uniform(INT8))
+    held = bench.run(bench.build(candidate), optimize=False)
+    monkeypatch.setattr(insert_qdq.InsertQdq, "_comes_from_float_pool", lambda self, value: False)
+    assert pools_integers(bench, candidate)  # else the Clip has become unnecessary
+    for name, array in bench.run(bench.build(candidate), optimize=False).items():
+        assert array.tobytes() == held[name].tobytes()
 
 
 @pytest.mark.parametrize("case", FLOAT_IN_THE_MIDDLE)

@@ -61,7 +61,7 @@ def test_a_latency_share_replaces_a_latency_of_the_spec(spec_file: Path) -> None
     ("flags", "name"),
     [
         ({"latency_budget": "0.8"}, "--latency-budget"),
-        ({"max_drop": "2"}, "--max-drop"),
+        ({"max_drop": "2ms"}, "--max-drop"),
         ({"max_size": "3"}, "--max-size"),
         ({"time_budget": "10"}, "--time-budget"),
     ],

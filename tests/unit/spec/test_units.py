@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoq.core.errors import SpecError
-from autoq.spec.units import parse_bytes, parse_duration, parse_fraction, parse_latency_budget
+from autoq.spec.units import parse_bytes, parse_drop, parse_duration, parse_latency_budget
 
 numbers = st.floats(min_value=1e-6, max_value=1e9)
 
@@ -30,10 +30,11 @@ def test_a_latency_budget_is_absolute_or_a_share() -> None:
     assert parse_latency_budget("100%") == (None, 1.0)
 
 
-def test_a_fraction_is_read_with_or_without_percent() -> None:
-    assert parse_fraction("1%") == pytest.approx(0.01)
-    assert parse_fraction("0.01") == 0.01
-    assert parse_fraction("0") == 0.0
+def test_a_drop_is_read_in_the_metrics_unit_or_in_percent() -> None:
+    assert parse_drop("2.5") == 2.5
+    assert parse_drop("1%") == pytest.approx(0.01)
+    assert parse_drop("0.01") == 0.01
+    assert parse_drop("0") == 0.0
 
 
 @given(value=numbers, unit=st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))
@@ -47,9 +48,9 @@ def test_every_formatted_latency_is_read_back(value: float) -> None:
 
 
 @given(fraction=st.floats(min_value=0.0, max_value=1.0))
-def test_every_formatted_fraction_is_read_back(fraction: float) -> None:
-    assert parse_fraction(str(fraction)) == fraction
-    assert parse_fraction(f"{fraction * 100}%") == pytest.approx(fraction, rel=1e-12, abs=1e-300)
+def test_every_formatted_drop_is_read_back(fraction: float) -> None:
+    assert parse_drop(str(fraction)) == fraction
+    assert parse_drop(f"{fraction * 100}%") == pytest.approx(fraction, rel=1e-12, abs=1e-300)
 
 
 @given(
@@ -79,12 +80,12 @@ def test_a_latency_budget_that_makes_no_sense_is_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "2", "150%", "-1%", "1ms", "nan", "one"])
-def test_a_fraction_that_makes_no_sense_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "-2", "150%", "-1%", "1ms", "nan", "one"])
+def test_a_drop_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(SpecError) as caught:
-        parse_fraction(text, where="--max-drop")
-    assert (
-        str(caught.value) == f"--max-drop: expected a fraction from 0 to 1, such as 1% or 0.01, got {text!r}"
+        parse_drop(text, where="--max-drop")
+    assert str(caught.value) == (
+        f"--max-drop: expected a drop of at least 0, such as 0.01, or of at most 100%, got {text!r}"
     )
 
 

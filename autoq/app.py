@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from autoq.calibrating import Source, SourceKeys, build_candidate
@@ -24,7 +25,7 @@ from autoq.core.errors import (
     UnknownNameError,
     UserError,
 )
-from autoq.core.files import TEMPORARY
+from autoq.core.files import ABANDONED_S, TEMPORARY
 from autoq.core.measurements import Baseline
 from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
@@ -495,12 +496,14 @@ class App:
 
 
 def _cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """List whole files with what they are; others may be writing and deleting here."""
-    found = []
+    """List files with what they are, but for those that somebody is writing; others may delete here too."""
+    found, now = [], time.time()
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            if path.is_file() and path.suffix != TEMPORARY:
-                found.append((path, path.stat()))
+            stat = path.stat()
+            is_unfinished = path.suffix == TEMPORARY and now - stat.st_mtime < ABANDONED_S
+            if S_ISREG(stat.st_mode) and not is_unfinished:
+                found.append((path, stat))
     return found
 
 

@@ -124,9 +124,9 @@ class InsertQdq(ir.passes.InPlacePass):
     def _held(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         """Put a Clip that clips nothing between a value and its Q.
 
-        ONNX Runtime's QDQPropagation would move the Q up through the pool, whose integer kernel takes
-        many times as long where its input comes from no integer convolution. Afterwards
-        ClipQuantFusion takes the Clip out again: a Q clips more than it does.
+        ONNX Runtime's QDQPropagation would move the Q up through the pool, whose integer kernel is slow
+        where its input comes from no integer convolution. Afterwards ClipQuantFusion takes the Clip out
+        again: a Q clips more than it does.
         """
         name = str(value.name)
         limits = np.finfo(np.float32)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # what the names of unfinished files end in
+ABANDONED_S = 3600.0  # an unfinished file this old belongs to a process that died
 
 
 @contextmanager

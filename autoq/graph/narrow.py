@@ -18,7 +18,7 @@ from autoq.graph.find_groups import ChannelMap, clarify, map_channels
 from autoq.graph.float_model import FloatModel, describe_graph
 from autoq.graph.layers import bias_input, channel_axis, is_layer
 from autoq.graph.shape_entries import entry, given_shape, set_entry
-from autoq.graph.values import add_initializer, constant, drop_unused
+from autoq.graph.values import add_initializer, change_constant, constant, drop_unused
 
 Kept = Mapping[str, Sequence[int]]
 _Places = npt.NDArray[np.int64]
@@ -174,19 +174,7 @@ def _take(graph: ir.Graph, node: ir.Node, index: int, places: _Places, *, axis: 
     array = constant(old)
     if old is None or array is None or array.shape[axis] == len(places):
         return
-    _replace(graph, node, index, np.take(array, places, axis))
-
-
-def _replace(graph: ir.Graph, node: ir.Node, index: int, array: npt.NDArray[np.generic]) -> None:
-    """Change a constant for one node only: under its old name, or as a copy where others read it too."""
-    old = node.inputs[index]
-    assert old is not None
-    if len(old.uses()) > 1 or old.is_graph_output():
-        node.replace_input_with(index, add_initializer(graph, f"{old.name}_narrow", array))
-        return
-    # A new tensor, not a new content of the old one: clones of the model share that.
-    old.const_value = ir.Tensor(np.ascontiguousarray(array), name=old.name)
-    old.shape = ir.Shape(array.shape)
+    change_constant(graph, node, index, np.take(array, places, axis), "narrow")
 
 
 def _narrow_elementwise(graph: ir.Graph, node: ir.Node, cut: _Cut) -> None:
@@ -254,7 +242,7 @@ def _narrow_slice(graph: ir.Graph, node: ir.Node, cut: _Cut) -> None:
                 assert array is not None
                 moved = array.copy()
                 moved[position] = np.searchsorted(places, bound)
-                _replace(graph, node, index, moved)
+                change_constant(graph, node, index, moved, "narrow")
 
 
 def _narrow_shape(value: ir.Value, cut: _Cut) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from autoq.graph.layers import channel_axis, is_linear
-from autoq.graph.values import add_initializer, constant, only_consumer
+from autoq.graph.values import change_constant, constant, only_consumer
 
 Factors = npt.NDArray[np.float32]  # (channels,)
 Figures = npt.NDArray[np.float64]
@@ -272,16 +272,7 @@ def _scale_weight(graph: ir.Graph, layer: ir.Node, factors: Figures, *, axis: in
 
 
 def _set_constant(graph: ir.Graph, node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
-    """Change a constant for one node only: under its old name, or as a copy where others read it too."""
-    old = node.inputs[index]
-    assert old is not None
-    rounded = np.ascontiguousarray(array, np.float32)
-    if len(old.uses()) > 1 or old.is_graph_output():
-        node.replace_input_with(index, add_initializer(graph, f"{old.name}_scaled", rounded))
-        return
-    # A new tensor, not a new content of the old one: clones of the model share that.
-    old.const_value = ir.Tensor(rounded, name=old.name)
-    old.shape = ir.Shape(rounded.shape)
+    change_constant(graph, node, index, np.asarray(array, np.float32), "scaled")
 
 
 def _float_constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

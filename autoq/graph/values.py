@@ -76,6 +76,23 @@ def set_initializer(graph: ir.Graph, node: ir.Node, index: int, name: str, array
     node.replace_input_with(index, add_initializer(graph, name, array))
 
 
+def change_constant(
+    graph: ir.Graph, node: ir.Node, index: int, array: npt.NDArray[np.generic], why: str
+) -> None:
+    """Change a constant for one node only: under its old name, or as a copy where others read it too.
+
+    `why` becomes part of the name of a copy.
+    """
+    old = node.inputs[index]
+    assert old is not None
+    if len(old.uses()) > 1 or old.is_graph_output():
+        node.replace_input_with(index, add_initializer(graph, f"{old.name}_{why}", array))
+        return
+    # A new tensor, not a new content of the old one: clones of the model share that.
+    old.const_value = ir.Tensor(np.ascontiguousarray(array), name=old.name)
+    old.shape = ir.Shape(array.shape)
+
+
 def drop_unused(graph: ir.Graph, value: ir.Value | None) -> None:
     """Remove an initializer that nothing reads any more."""
     if value is not None and value.is_initializer() and not value.uses() and not value.is_graph_output():

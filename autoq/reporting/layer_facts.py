@@ -45,10 +45,11 @@ def save_layer_facts(facts: list[LayerFacts], path: Path) -> None:
 
 
 def load_layer_facts(path: Path) -> list[LayerFacts]:
-    """Read what was written; nothing where there is no file, or one of another version."""
-    if not path.exists():
+    """Read what was written; nothing where there is no file, a damaged one, or one of another version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format") != _FORMAT:
         return []
     return [LayerFacts(**layer) for layer in content["layers"]]

@@ -84,9 +84,10 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def _line(cls: type[Section], details: ErrorDetails, origin: str, overridden: Collection[str]) -> str:
     location = tuple(part for part in details["loc"] if part not in (*_sections(), NAME_TAG, "[key]"))
-    path = _path(location)
-    source = "command line" if path in overridden else origin
-    return f"{source}: {path}: {_what(cls, details)}" if path else f"{source}: {_what(cls, details)}"
+    path, what = _path(location), _what(cls, details)
+    said = f"{path}: {what}" if path else what  # which then begins with a key of its own, if it has one
+    source = "command line" if said.partition(":")[0] in overridden else origin
+    return f"{source}: {said}"
 
 
 def _what(cls: type[Section], details: ErrorDetails) -> str:

@@ -10,12 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoq.core.files import TEMPORARY, written_whole
+from autoq.core.files import ABANDONED_S, TEMPORARY, written_whole
 
 _KEEP = 0.9  # of the limit, once it has been passed
 _LOOK_AGAIN = 0.1  # of the limit: written before the folder is looked at again, for what others wrote
 _TOUCH_EVERY_S = 3600.0
-_ABANDONED_S = 3600.0  # a temporary file this old belongs to a process that died
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -120,5 +119,5 @@ class Shelf:
                 stat = path.stat()
                 if path.suffix != TEMPORARY:
                     yield _File(stat.st_mtime, path, stat.st_size)
-                elif now - stat.st_mtime > _ABANDONED_S:
+                elif now - stat.st_mtime > ABANDONED_S:
                     path.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from autoq.variants.patterns import keep_largest
+
 Float = npt.NDArray[np.float32]
 
 
@@ -17,11 +19,4 @@ def prune_by_magnitude(weight: Float, sparsity: float) -> Float:
     n_zero = round(sparsity * weight.size)
     if n_zero == 0:
         return weight
-    magnitude = np.abs(weight).reshape(-1)
-    threshold = np.partition(magnitude, n_zero - 1)[n_zero - 1]
-    pruned = weight.reshape(-1).copy()
-    below = magnitude < threshold
-    pruned[below] = 0.0
-    ties = np.flatnonzero(magnitude == threshold)
-    pruned[ties[: n_zero - int(below.sum())]] = 0.0
-    return pruned.reshape(weight.shape)
+    return np.where(keep_largest(np.abs(weight), n_zero), weight, np.float32(0.0))

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 
-from autoq.core.errors import StoreUnavailable
+from autoq.core.errors import StoreError, StoreUnavailable
 from autoq.storage.ledger import SqlLedger
 from autoq.storage.study import StudyLedger
 from autoq.testing.ledger_contract import LedgerContract, example_final, example_search, example_trial
@@ -145,3 +146,48 @@ def _rows(url: str, statement: str) -> list[tuple[object, ...]]:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         return [tuple(row) for row in connection.exec_driver_sql(statement)]
+
+
+def test_a_search_is_run_by_one_process_at_a_time_whatever_its_home(
+    ledger: SqlLedger, store_url: str
+) -> None:
+    other = SqlLedger(store_url)
+    with ledger.owning("glyphs"):
+        with (
+            pytest.raises(StoreError, match="search 'glyphs' is being run by another process"),
+            other.owning("glyphs"),
+        ):
+            pass
+        with other.owning("letters"):  # another search is nobody's business
+            pass
+    with other.owning("glyphs"):
+        pass
+    other.close()
+
+
+HOLD = """
+import sys
+from autoq.storage.ledger import SqlLedger
+with SqlLedger(sys.argv[1]).owning("glyphs"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_search_is_free_again_when_its_process_is_killed(ledger: SqlLedger, store_url: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, store_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StoreError), ledger.owning("glyphs"):
+            pass
+        holder.kill()
+    deadline = time.monotonic() + 30.0  # PostgreSQL notices when the connection breaks
+    while True:
+        try:
+            with ledger.owning("glyphs"):
+                return
+        except StoreError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

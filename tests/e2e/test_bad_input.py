@@ -144,7 +144,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "no time": (flags("--latency-budget", "0ms"), "--latency-budget"),
     "less than no time": (flags("--latency-budget=-5"), "--latency-budget"),
     "no latency at all": (flags("--latency-budget", "abc"), "--latency-budget"),
-    "a drop above 1": (flags("--max-drop", "2"), "--max-drop"),
+    "a drop above 1": (
+        flags("--max-drop", "2"),
+        "command line: constraints.max_accuracy_drop: expected at most 1",
+    ),
     "no trials": (flags("--trials", "0"), "search.trials"),
 }
 

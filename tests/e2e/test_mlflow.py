@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -165,3 +166,19 @@ def test_an_export_to_nowhere_or_under_an_impossible_name_is_refused(
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1
     assert "--register" in ran.stderr or "'a/b'" in ran.stderr
+
+
+def test_without_the_model_a_sync_brings_the_trials_and_says_what_is_missing(
+    finished: Any, tmp_path: Path
+) -> None:
+    home = shutil.copytree(finished.home, tmp_path / "home")
+    shutil.rmtree(home / "cache")
+    (home / "mlflow.db").unlink()
+    hidden = (finished.spec.parent / "tiny.onnx").rename(finished.spec.parent / "hidden.onnx")
+    try:
+        ran = run_autoq("sync", NAME, "--home", home)
+    finally:
+        hidden.rename(finished.spec.parent / "tiny.onnx")
+    assert ran.returncode == 0, ran.stderr
+    assert "8 trials of tiny were missing in MLflow and are there now" in ran.stdout
+    assert "MLflow does not get the best model" in ran.stderr

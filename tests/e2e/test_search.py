@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from tiny_case import NAME, ledger_of, run_autoq, tiny_network, write_spec
@@ -134,6 +136,32 @@ def test_another_spec_of_the_same_name_is_refused(finished: Any) -> None:
     assert ran.returncode == 2
     assert "exists with another spec" in ran.stderr.splitlines()[-1]
     assert json.loads(run_autoq("front", NAME, "--home", finished.home, "--json").stdout) == finished.report
+
+
+def test_a_project_that_moved_with_its_home_goes_on_and_exports(finished: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(finished.home, tmp_path / "home")
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for file in ("spec.yaml", "tiny.onnx", "data.npz"):
+        shutil.copy(finished.spec.parent / file, moved)
+    ran = run_autoq("search", moved / "spec.yaml", "--home", home, "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == finished.report
+    with ledger_of(home) as ledger:
+        record = ledger.load_search(NAME)
+    assert record is not None
+    assert record.spec["model"]["path"] == str(moved / "tiny.onnx")
+    assert record.spec["data"]["search"]["npz"] == str(moved / "data.npz")
+
+
+def test_other_data_under_the_same_name_are_refused(finished: Any, tmp_path: Path) -> None:
+    for file in ("spec.yaml", "tiny.onnx"):
+        shutil.copy(finished.spec.parent / file, tmp_path)
+    with np.load(finished.spec.parent / "data.npz") as arrays:
+        np.savez(tmp_path / "data.npz", **{name: arrays[name][::-1] for name in arrays})
+    ran = run_autoq("search", tmp_path / "spec.yaml", "--home", finished.home)
+    assert ran.returncode == 2
+    assert "was started on another model, other data or another metric" in ran.stderr
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

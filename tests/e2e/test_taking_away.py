@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_case import NAME, environment, run_autoq, write_case
+from tiny_case import NAME, command, environment, run_autoq, write_case
 
 from autoq.core.digests import digest_file
 
@@ -86,6 +86,27 @@ def test_run_py_does_to_raw_input_what_the_search_did(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(out / "model.onnx")
     (expected,) = session.run(None, {"image": raw.astype(np.float32) * np.float32(0.5) - np.float32(1.0)})
     np.testing.assert_array_equal(logits, expected)
+
+
+def test_run_py_takes_other_types_as_the_search_did_and_leaves_other_arrays_alone(exported: Path) -> None:
+    script = runpy.run_path(str(exported / "run.py"))
+    image = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+    (logits,) = script["run"](script["load"](), {"image": image, "labels": np.zeros(2)}).values()
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    (expected,) = session.run(None, {"image": image.astype(np.float32)})
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_an_empty_folder_is_exported_into_and_stays_the_same_folder(finished: Any, tmp_path: Path) -> None:
+    """It may be a mounted volume, or where the command was started."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = out.stat().st_ino
+    arguments = command("export", NAME, "--select", "1", "--out", ".", "--home", finished.home)
+    ran = subprocess.run(arguments, cwd=out, env=environment(), capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert (out.stat().st_ino, {path.name for path in out.iterdir()}) == (before, FILES)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_the_manifest_names_every_file_and_what_reloading_showed(finished: Any, exported: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from autoq.core.choices import FLOAT, Candidate, Choice, Precision
+from autoq.core.choices import FLOAT, Candidate, Choice, Precision, Rewrites
 from autoq.guiding import profiled_candidates
 from autoq.search.guide import Option, Slot
 
@@ -40,3 +40,14 @@ def test_nothing_is_profiled_twice() -> None:
     )
     coarser = all_of(slots, Choice.of("int8", calibration="mse"), Precision.INT8)
     assert list(profiled_candidates([float_model, integers, coarser], slots)) == [float_model, integers]
+
+
+def test_anchors_of_another_float_model_show_their_kernels_too() -> None:
+    """Where all of them are equalised, say."""
+    slots = slots_of("query")
+    rewrites = Rewrites(equalize=True)
+    anchors = [
+        Candidate.of(one.by_layer, one.by_op, rewrites)
+        for one in (all_of(slots, FLOAT, Precision.FLOAT), all_of(slots, Choice.of("int8"), Precision.INT8))
+    ]
+    assert profiled_candidates(anchors, slots) == anchors

@@ -111,7 +111,7 @@ def pools_integers(bench: ModelBench, candidate: Candidate) -> bool:
 def test_what_a_float_convolution_gives_is_pooled_in_float(
     bench_of: BenchOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the runtime moves a Q up through a MaxPool, the pool of integers takes many times as long."""
+    """Where the runtime moves a Q up through a MaxPool, it pools integers with a slow kernel."""
     bench = bench_of(chain_pooled_before)
     candidate = bench.uniform(INT8, but={"conv0": FLOAT})
     assert not pools_integers(bench, candidate)

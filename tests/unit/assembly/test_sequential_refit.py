@@ -11,7 +11,15 @@ from autoq.assembly.sequential_refit import SequentialRefitter
 from autoq.calibration.moment_store import MomentStore
 from autoq.core.data import Batch, Split
 from autoq.testing.bench import ModelBench, build_bench, largest_difference
-from autoq.testing.models import attention, depthwise_cnn, example_feed, inception, mlp, residual_cnn
+from autoq.testing.models import (
+    GraphBuilder,
+    attention,
+    depthwise_cnn,
+    example_feed,
+    inception,
+    mlp,
+    residual_cnn,
+)
 
 BenchOf = Callable[[Callable[[], onnx.ModelProto]], ModelBench]
 
@@ -64,3 +72,25 @@ def test_the_last_layer_is_least_squares_on_what_reaches_it(tmp_path_factory: py
     np.testing.assert_allclose(left.mean(axis=0), 0.0, atol=1e-3 * wanted.std())
     explained = np.linalg.lstsq(found - found.mean(axis=0), left, rcond=None)[0]
     assert np.square((found - found.mean(axis=0)) @ explained).sum() < 0.06 * np.square(left).sum()
+
+
+def normalised_mlp() -> onnx.ModelProto:
+    """What comes before the first layer has none of its own."""
+    net = GraphBuilder()
+    x = net.node("Sub", net.input("features", "batch", 12), net.constant("mean", np.full(12, 0.1)))
+    x = net.node("Div", x, net.constant("sd", np.full(12, 2.0)))
+    x = net.node("Relu", net.gemm(x, "fc1", 12, 16))
+    x = net.node("Relu", net.gemm(x, "fc2", 16, 16))
+    x = net.gemm(x, "fc3", 16, 5)
+    return net.build(logits=(x, ("batch", 5)))
+
+
+def test_a_model_that_prepares_its_input_is_refitted_from_the_first_layer_on(bench_of: BenchOf) -> None:
+    bench = bench_of(normalised_mlp)
+    narrower = narrower_of(bench)
+    widths = {name: one.widths[0] for name, one in narrower.snapshots.items()}
+    narrowed = narrower.narrow(widths)
+    refitted = SequentialRefitter(bench.model, split_of(normalised_mlp)).refit(
+        narrowed, narrower.kept_outputs(widths)
+    )
+    assert refitted.artifact.digest != narrowed.artifact.digest

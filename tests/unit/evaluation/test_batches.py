@@ -147,6 +147,16 @@ def test_an_output_that_is_missing_or_has_no_row_per_example_is_named() -> None:
         list(run_split(Summing(), split_of(4), Feeding(4)))
 
 
+def test_an_output_whose_size_depends_on_the_data_is_named() -> None:
+    class Detecting(Summing):
+        def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+            self.sizes.append(len(feed["x"]))
+            return {"boxes": np.zeros((len(feed["x"]), len(self.sizes), 4), np.float32)}
+
+    with pytest.raises(ModelError, match=r"'boxes' has shape \(2, 1, 4\) for one batch and \(2, 2, 4\)"):
+        list(run_split(Detecting(), split_of(4), Feeding(2)))
+
+
 DYNAMIC = (TensorSpec("x", "float32", ("n", "seq")),)
 
 

@@ -82,3 +82,36 @@ def test_outputs_of_integers_are_left_alone() -> None:
 
     target = IdTarget(np.round(WEIGHT))
     check_faithful(target, linear_model(WEIGHT), target.open(linear_model(WEIGHT)), FEEDS)
+
+
+class Masked(OnnxRuntimeTarget):
+    """A runtime, or a model, that rules the first class out."""
+
+    def __init__(self, *, also_optimized: bool) -> None:
+        super().__init__(threads=1, batch_size=16)
+        self._also_optimized = also_optimized
+
+    def open(self, model: ModelArtifact, *, optimize: bool = True) -> Any:
+        session = super().open(model, optimize=optimize)
+        return RulingOut(session) if self._also_optimized or not optimize else session
+
+
+class RulingOut:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        scores = self._session.run(feed)["scores"].copy()
+        scores[:, 0] = -np.inf
+        return {"scores": scores}
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def test_classes_that_a_model_rules_out_are_no_difference() -> None:
+    target = Masked(also_optimized=True)
+    float_session = target.open(linear_model(WEIGHT))
+    check_faithful(target, linear_model(ROUNDED), float_session, FEEDS)
+    with pytest.raises(UnfaithfulModel):
+        check_faithful(Masked(also_optimized=False), linear_model(ROUNDED), float_session, FEEDS)

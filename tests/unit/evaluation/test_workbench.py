@@ -199,3 +199,18 @@ def test_another_runtime_or_number_of_threads_is_run_for_itself(tmp_path: Path) 
     for target in targets:
         build_workbench(target=target, outputs=OutputFiles(tmp_path)).measure_baseline()
     assert [target.sessions[0].n_batches for target in targets] == [N_TWICE + N_SEARCH + N_TEST] * 3
+
+
+def test_doubts_about_a_model_that_changes_reach_the_test_split() -> None:
+    """A restored baseline is asked for what two runs differ by when the test split is first scored."""
+    workbench, restored, deceived = (build_workbench(assembler=RandomAssembler()) for _ in range(3))
+    baseline = workbench.measure_baseline()
+    restored.restore(baseline)
+    deceived.restore(replace(baseline, is_deterministic=True))
+    widths = []
+    for one in (workbench, restored, deceived):
+        test = one.run_final(Candidate.of({})).test
+        assert test is not None
+        assert test.drop_ci is not None
+        widths.append(test.drop_ci[1] - test.drop_ci[0])
+    assert min(widths[:2]) > 1.1 * widths[2]

@@ -382,3 +382,58 @@ def test_why_there_is_no_layer_is_told(kind: str, said: str) -> None:
     with pytest.raises(ModelError) as caught:
         canonical(net.build(y=(x, ("n", n_outputs))))
     assert said in str(caught.value.hint)
+
+
+LARGE = 600  # squared more than what is folded for being small
+
+
+def test_a_large_weight_that_an_embedding_shares_with_the_projection_gives_two_layers() -> None:
+    net = GraphBuilder()
+    table = net.weight("table", LARGE, LARGE, fan_in=LARGE)
+    x = net.node("Gather", table, net.input("ids", "batch", "length", dtype=TensorProto.INT64))
+    scores = net.node("MatMul", net.node("Relu", x), net.node("Transpose", table, perm=[1, 0]))
+    proto = net.build(y=(scores, ("batch", "length", LARGE)))
+    model = canonical(proto)
+    assert [(layer.op, layer.weight_shape) for layer in model.summary.layers] == [
+        ("Gather", (LARGE, LARGE)),
+        ("MatMul", (LARGE, LARGE)),
+    ]
+    assert model.summary.ops == ()
+    assert_equal_outputs(proto, model)
+
+
+@pytest.mark.parametrize("lengths", [None, [LARGE, 2 * LARGE, LARGE]], ids=["even", "given"])
+def test_packed_projections_are_a_layer_each(lengths: list[int] | None) -> None:
+    net = GraphBuilder()
+    width = sum(lengths) if lengths else 3 * LARGE
+    packed = net.weight("packed", width, LARGE, fan_in=LARGE)
+    if lengths:
+        parts = net.nodes("Split", packed, net.constant("lengths", lengths, np.int64), n_outputs=3)
+    else:
+        parts = net.nodes("Split", packed, n_outputs=3, num_outputs=3)
+    x = net.input("x", "batch", LARGE)
+    products = [net.node("MatMul", x, net.node("Transpose", part, perm=[1, 0])) for part in parts]
+    proto = net.build(y=(net.node("Concat", *products, axis=1), ("batch", width)))
+    model = canonical(proto)
+    assert op_types(model) == ["MatMul", "MatMul", "MatMul", "Concat"]
+    assert [layer.weight_shape[1] for layer in model.summary.layers] == (lengths or [LARGE] * 3)
+    assert_equal_outputs(proto, model)
+
+
+def test_a_weight_that_is_reshaped_is_a_weight() -> None:
+    net = GraphBuilder()
+    stored = net.weight("conv.weight", LARGE, LARGE, fan_in=LARGE)
+    weight = net.node("Reshape", stored, net.constant("shape", [LARGE, LARGE, 1, 1], np.int64))
+    x = net.node("Conv", net.input("image", "batch", LARGE, 2, 2), weight)
+    model = canonical(net.build(y=(x, ("batch", LARGE, 2, 2))))
+    assert [layer.weight_shape for layer in model.summary.layers] == [(LARGE, LARGE, 1, 1)]
+
+
+def test_what_is_computed_from_little_and_large_is_not_folded() -> None:
+    """A table of nothing would be written out whole."""
+    net = GraphBuilder()
+    table = net.node("ConstantOfShape", net.constant("shape", [LARGE, LARGE], np.int64))
+    product = net.node("MatMul", net.input("x", "batch", 6), net.weight("fc.weight", 6, LARGE, fan_in=6))
+    product = net.node("Add", net.node("MatMul", product, table), net.constant("one", [1.0]))
+    model = canonical(net.build(y=(product, ("batch", LARGE))))
+    assert "ConstantOfShape" in op_types(model)

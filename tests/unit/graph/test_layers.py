@@ -179,3 +179,17 @@ def test_one_of_several_outputs_must_be_named() -> None:
     with pytest.raises(ModelError, match=r"no output 'scores' \(it has: logits, embedding\)"):
         model.output("scores")
     assert canonical(mlp()).output(None).name == "logits"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "may_be_int8"),
+    [({}, True), ({"dilations": [1, 1]}, True), ({"dilations": [2, 2]}, False), ({"ceil_mode": 1}, False)],
+)
+def test_average_pools_that_the_integer_kernel_computes_otherwise_stay_float(
+    attributes: dict[str, Any], may_be_int8: bool
+) -> None:
+    net = GraphBuilder()
+    x = net.node("Relu", net.conv(net.input("image", "batch", 3, 12, 12), "conv", (3, 8)))
+    x = net.node("AveragePool", x, kernel_shape=[2, 2], **attributes)
+    ops = canonical(net.build(y=(net.classify(x, 8), ("batch", 10)))).summary.ops
+    assert ("AveragePool" in {op.op for op in ops}) == may_be_int8

@@ -133,3 +133,5 @@ def test_facts_come_back_as_they_were_and_no_file_is_no_facts(tmp_path: Path) ->
     assert load_layer_facts(path) == []
     save_layer_facts(FACTS, path)
     assert load_layer_facts(path) == FACTS
+    path.write_text(path.read_text()[:-100])  # cut off, as on a full disk
+    assert load_layer_facts(path) == []

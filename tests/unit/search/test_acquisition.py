@@ -156,3 +156,37 @@ def test_where_no_drop_is_bounded_what_the_budget_costs_is_within_reach() -> Non
     worth = Worth(goals, BASELINE, dear)
     assert worth.max_drop == pytest.approx(0.25)
     assert worth.volume > 0.0
+
+
+def test_what_breaks_a_bound_beside_the_objectives_is_no_part_of_the_front() -> None:
+    goals = Goals(BOTH, Constraints(max_accuracy_drop=0.02, max_bundle_bytes=600))
+    large, small = measured(0.0, 0.2, n_bytes=2_000), measured(0.01, 0.5, n_bytes=1_000)
+    worth = Worth(goals, BASELINE, [large, small])
+    assert worth.volume == Worth(goals, BASELINE, [small]).volume
+    assert worth.held()[0] == 0.0
+    better = forecast((0.005, 0.4), size=0.25)  # behind what is too large, and before what is not
+    assert worth.front_gain(better)[0] > 0.1
+    assert worth.front_gain(forecast((0.0, 0.1), size=0.5))[0] == 0.0  # 1,000 bytes of bundle
+
+
+def test_a_bound_on_a_drop_that_is_no_objective_counts_by_its_chance() -> None:
+    goals = Goals((Objective.LATENCY, Objective.STORAGE), Constraints(max_accuracy_drop=0.02))
+    worth = Worth(goals, BASELINE, [])
+    even, sure = (worth.front_gain(forecast((drop, 0.4), sd=0.001))[0] for drop in (0.02, 0.0))
+    assert even == pytest.approx(sure / 2)
+    assert worth.front_gain(forecast((0.5, 0.01)))[0] == 0.0
+
+
+def test_where_nobody_searches_for_speed_the_smaller_is_the_better() -> None:
+    goals = Goals((Objective.ACCURACY, Objective.STORAGE), Constraints(max_accuracy_drop=0.02))
+    worth = Worth(goals, BASELINE, [measured(0.01, 0.5, n_bytes=4_000)])  # a bundle of half of the float file
+    fast, small = (
+        worth.best_gain(forecast((0.01, latency), size=size))[0] for latency, size in ((0.1, 1.0), (0.9, 0.5))
+    )
+    assert fast == pytest.approx(0.0, abs=1e-6)
+    assert small == pytest.approx(np.log(2.0))
+
+
+def test_a_drop_of_nothing_is_counted_on_the_scale_of_the_metric() -> None:
+    worth = Worth(Goals(BOTH, Constraints(max_accuracy_drop=0.0)), BASELINE, [])
+    assert worth.excess(forecast((0.009, 0.5))) == pytest.approx([1.0], rel=1e-3)  # a hundredth of 0.9

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,19 @@ def test_weighted_slots_are_solved_for_on_their_own() -> None:
         assert instance.allocator.solve(budget) == plain
         n_moved += weighted != plain
     assert n_moved
+
+
+def test_bytes_break_ties_between_the_fastest_and_decide_nothing_else() -> None:
+    """Of a layer of many bytes as of one of few."""
+    instance = Instance(3, border=0.0)
+    slots = tuple(
+        replace(
+            slot,
+            options=tuple(replace(one, bundle_bytes=10**9 * one.bundle_bytes) for one in slot.options),
+        )
+        for slot in instance.guide.usual
+    )
+    guide = Guide({AS_IT_IS: slots}, (), {}, float_bundle_bytes=500, float_size_bytes=900)
+    fastest = Allocator(guide, AS_IT_IS, instance.costs, instance.prices, bundle=True).fastest()
+    assert fastest is not None
+    assert instance.latency(fastest) == pytest.approx(instance.latency_of_all.min(), abs=1e-5)

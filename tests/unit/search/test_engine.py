@@ -346,3 +346,25 @@ def test_a_search_that_failed_gets_new_attempts_when_it_is_resumed(make_bench: M
     bench.runner._fail = lambda candidate: ""  # mended
     assert bench.run().reason is StopReason.TRIALS
     assert any(trial.state is TrialState.COMPLETE for trial in bench.trials[n_before:])
+
+
+def test_patience_begins_with_the_first_proposal(make_bench: MakeBench) -> None:
+    bench = make_bench("random", n_trials=1000, patience=2)
+    bench.run()
+    assert len(bench.trials) >= len(bench.plan.anchors) + 2
+
+
+def test_once_a_point_keeps_every_bound_others_no_longer_renew_the_patience(make_bench: MakeBench) -> None:
+    class Descending(SyntheticRunner):
+        """Each candidate is faster than the one before, and only the first keeps the bound on the drop."""
+
+        def run_trial(self, candidate: Candidate) -> Measurement:
+            measurement = super().run_trial(candidate)
+            n, drop = len(self.measured), 0.0 if len(self.measured) == 1 else 0.9
+            latency = replace(measurement.latency, latency_ms=1.0 / n)
+            return replace(measurement, latency=latency, accuracy=replace(measurement.accuracy, drop=drop))
+
+    bench = make_bench("random", n_trials=1000, patience=4)
+    bench.runner = Descending()
+    assert bench.run().reason is StopReason.PATIENCE
+    assert len(bench.trials) == len(bench.plan.anchors) + 4

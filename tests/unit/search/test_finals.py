@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,3 +74,20 @@ def test_a_finalist_that_fails_keeps_the_measurement_of_its_trial(searched: Any)
     assert outcome.record.state is SearchState.FINISHED
     assert len(searched.listener.notes) == 2
     assert "keeps its first measurement: TrialError: the child died" in searched.listener.notes[0]
+
+
+def test_a_point_that_fresh_timings_made_the_best_is_checked_after_an_interruption_too(searched: Any) -> None:
+    class Slowing(SyntheticRunner):
+        def run_final(self, candidate: Candidate) -> FinalMeasurement:
+            final = super().run_final(candidate)
+            is_first = len(self.finals) == 1
+            return replace(final, latency=replace(final.latency, latency_ms=100.0)) if is_first else final
+
+    searched.runner = Slowing()
+    stopping = searched.services(should_stop=lambda: len(searched.ledger.load_finals("bench")) == 1)
+    run_finals(searched.record, searched.plan, stopping, limit=1)
+    outcome = run_finals(searched.record, searched.plan, searched.services(), limit=1)
+    assert outcome.record.state is SearchState.FINISHED
+    assert outcome.best is not None
+    assert outcome.best.trial.digest in {final.digest for final in searched.ledger.load_finals("bench")}
+    assert outcome.best.test is not None

@@ -264,3 +264,13 @@ def test_a_narrower_model_is_priced_by_its_own_profile() -> None:
     assert whole - less == pytest.approx(taken / 2)
     for mine, first in zip(model.prices[narrow].options, model.prices[AS_IT_IS].options, strict=True):
         assert mine == pytest.approx(first / 2)
+
+
+def test_the_rest_is_the_float_models_also_where_no_layer_may_be_float() -> None:
+    """Eight tenths of its time are layers; all of them in int8 take three tenths of that, and the rest."""
+    options = tuple(choice_option(Choice.of(name)) for name in ("int8", "int8_dynamic"))
+    slots = tuple(Slot(f"layer{at}", "Conv", options) for at in range(4))
+    profile = {slot.name: {"fp32": 0.2, "int8/channel": 0.06, "int8_dynamic/channel": 0.1} for slot in slots}
+    guide = Guide({AS_IT_IS: slots}, (), profile)
+    foretold, _ = LatencyModel(guide, []).predict([Stitch(AS_IT_IS, (0,) * 4)])
+    assert foretold[0] == pytest.approx(4 * 0.06 + 0.2)

@@ -239,6 +239,7 @@ def accuracy(drop: float, ci: tuple[float, float] | None) -> Accuracy:
         (accuracy(0.005, (0.001, 0.009)), 0.01, "yes"),
         (accuracy(0.005, (-0.01, 0.02)), 0.01, "undecided"),
         (accuracy(0.03, (0.02, 0.04)), 0.01, "no"),
+        (accuracy(0.0, (-0.05, 0.05)), 0.01, "undecided"),
         (accuracy(-0.01, (-0.03, 0.02)), None, "yes"),
         (accuracy(0.01, (-0.01, 0.03)), None, "undecided"),
         (accuracy(0.0, None), 0.01, "undecided"),
@@ -246,3 +247,14 @@ def accuracy(drop: float, ci: tuple[float, float] | None) -> Accuracy:
 )
 def test_the_test_split_bears_a_drop_out_or_not(found: Accuracy, bound: float | None, expected: str) -> None:
     assert holds(found, bound) == expected
+
+
+def test_where_latency_is_no_objective_the_best_is_the_smallest() -> None:
+    found, bounds = [measured(0.0, 0.3, 1_000), measured(0.01, 0.5, 500)], Constraints(max_accuracy_drop=0.02)
+    of_storage = (Objective.ACCURACY, Objective.STORAGE)
+    best = outcome_of(found, objectives=of_storage, constraints=bounds).best
+    assert best is not None
+    assert best.trial.number == 1
+    best = outcome_of(found, objectives=(*of_storage, Objective.LATENCY), constraints=bounds).best
+    assert best is not None
+    assert best.trial.number == 0

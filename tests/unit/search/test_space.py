@@ -209,3 +209,11 @@ def test_every_level_of_width_gets_the_gentlest_static_anchor() -> None:
         level.widths for level in space.rewrites.widths[1:]
     ]
     assert all(one.candidate.choices == reference.candidate.choices for one in anchors)
+
+
+def test_half_precision_gives_no_bits_to_choose() -> None:
+    rules = SpaceRules(
+        (LayerRule("*", formats=(Format.FP16, Format.INT8), calibrations=(Calibration.MINMAX,)),)
+    )
+    space = build_space(rules, synthetic_layers(1), (), SyntheticTarget())
+    assert [param.name for param in space.layers[0].params] == ["layer0/format"]

@@ -9,6 +9,7 @@ from autoq.core.choices import Criterion
 from autoq.core.errors import SpecError
 from autoq.search.goals import Constraints, Goals, Objective
 from autoq.spec.loading import load_spec, spec_digest, spec_from_json
+from autoq.spec.reading import read_yaml
 from autoq.spec.schema import NpzSource, OnnxModelSpec, SearchSpec, TorchModelSpec
 
 MINIMAL = """\
@@ -402,3 +403,30 @@ def test_scalars_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
 def test_a_stored_spec_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="stored spec: version: expected 1, got 7"):
         spec_from_json({**load(tmp_path).to_json(), "version": 7})
+
+
+def test_keys_that_are_merged_in_are_not_given_twice(tmp_path: Path) -> None:
+    text = "a: &a {k: 1, m: 2}\nx: {y: &b {<<: *a, k: 3}}\nc: {<<: *b}\n"
+    (tmp_path / "merged.yaml").write_text(text)
+    assert read_yaml(tmp_path / "merged.yaml")["c"] == {"k": 3, "m": 2}
+
+
+def test_the_digest_follows_neither_folders_nor_the_way_to_a_file(tmp_path: Path) -> None:
+    near, far = tmp_path / "near", tmp_path / "far" / "away"
+    for folder in (near, far):
+        folder.mkdir(parents=True)
+    metric = {"python": "m.py:g", "bounds": [0, 1]}
+    assert spec_digest(load(near, metric=metric)) == spec_digest(load(far, metric=metric))
+    assert spec_digest(load(near, metric=metric)) != spec_digest(
+        load(near, metric={**metric, "python": "m.py:h"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "most"), [("top1", 1), ("fidelity", 2), ({"python": "m.py:g", "bounds": [0, 5]}, 5)]
+)
+def test_a_metric_cannot_drop_by_more_than_its_range(tmp_path: Path, metric: object, most: float) -> None:
+    assert load(tmp_path, metric=metric, constraints={"max_accuracy_drop": most})
+    with pytest.raises(SpecError, match=f"max_accuracy_drop: expected at most {most}, the whole range"):
+        load(tmp_path, metric=metric, constraints={"max_accuracy_drop": most + 0.1})
+    assert load(tmp_path, metric={"python": "m.py:g"}, constraints={"max_accuracy_drop": 50.0})

@@ -157,6 +157,9 @@ def test_a_study_of_somebody_else_is_neither_used_nor_deleted(url: str) -> None:
     with pytest.raises(StoreError, match="already has an Optuna study named 'glyphs'"):
         StudyLedger(url, "glyphs", directions=DIRECTIONS, metric_names=METRICS)
     ledger = SqlLedger(url)
+    with pytest.raises(StoreError, match="already has an Optuna study named 'glyphs'"):
+        ledger.check_free("glyphs")
+    ledger.check_free("letters")
     ledger.create_search(example_search())
     ledger.delete_search("glyphs")
     ledger.close()
@@ -168,6 +171,13 @@ def test_a_study_of_somebody_else_is_neither_used_nor_deleted(url: str) -> None:
 def test_a_study_with_other_objectives_is_refused(study_ledger: StudyLedger, url: str) -> None:
     with pytest.raises(StoreError, match="already has an Optuna study named 'glyphs'"):
         StudyLedger(url, "glyphs", directions=["minimize"], metric_names=["latency"])
+
+
+def test_the_name_of_a_study_of_autoqs_own_is_free(study_ledger: StudyLedger, url: str) -> None:
+    study_ledger.sync([frozen(0)])
+    ledger = SqlLedger(url)
+    ledger.check_free("glyphs")
+    ledger.close()
 
 
 def test_deleting_a_study_leaves_the_others(study_ledger: StudyLedger, url: str) -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 
+from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Choice, Precision
+from autoq.core.errors import ModelError
 from autoq.graph.float_model import build_float_model
 from autoq.targets.profile import latency_shares, seconds_by_block
 from autoq.testing.bench import INT8, build_bench
-from autoq.testing.models import attention, mlp, residual_cnn, token_classifier
+from autoq.testing.models import GraphBuilder, attention, mlp, residual_cnn, token_classifier
 
 
 @pytest.mark.parametrize("build", [residual_cnn, mlp, attention, token_classifier])
@@ -64,3 +67,16 @@ def test_what_stands_beside_the_kernel_of_a_split_layer_counts_with_it(tmp_path:
     assert len(added) == 4 * 2 + 6 * 2  # four tensors are split, for six layers
     spent = seconds_by_block(dict.fromkeys(added, 1.0), bench.model)
     assert spent == {name: 2.0 if name.endswith((".k", ".v")) else 4.0 for name in bench.layer_names}
+
+
+def test_a_model_that_takes_no_drawn_input_has_no_shares_and_one_that_does_not_load_is_refused() -> None:
+    net = GraphBuilder()
+    ids = net.input("ids", "batch", "length", dtype=onnx.TensorProto.INT64)
+    table = net.weight("table", 1, 8, fan_in=8)  # drawn ids are ones
+    picky = build_float_model(
+        ir.from_proto(net.build(y=(net.node("Gather", table, ids), ("batch", "length", 8))))
+    )
+    assert latency_shares(picky) == {}
+    broken = replace(picky, artifact=ModelArtifact.from_bytes(b"no model"))
+    with pytest.raises(ModelError, match="refused the model"):
+        latency_shares(broken)

@@ -21,6 +21,13 @@ def test_mlflow_is_told_to_give_up_soon_and_the_environment_is_restored() -> Non
     assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP")]
 
 
+def test_a_server_that_passes_files_on_gets_the_time_for_it() -> None:
+    with talking_to(SERVER, uploading=True):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "120"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+    assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP")]
+
+
 def test_a_time_out_that_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "40")
     with talking_to(SERVER):

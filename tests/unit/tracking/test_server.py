@@ -25,8 +25,11 @@ def taken_port() -> Iterator[int]:
         yield int(other.getsockname()[1])
 
 
-def test_the_pages_are_served_until_ctrl_c_and_nothing_stays_behind(
-    store: Path, record: SearchRecord, tmp_path: Path
+@pytest.mark.parametrize(
+    ("end", "said"), [(signal.SIGINT, "stopping the MLflow server\nreturned\n"), (signal.SIGHUP, "")]
+)
+def test_the_pages_are_served_until_ctrl_c_or_a_closed_terminal_and_nothing_stays_behind(
+    store: Path, record: SearchRecord, tmp_path: Path, end: signal.Signals, said: str
 ) -> None:
     MlflowTracker(sqlite_uri(store), tmp_path / "artifacts").start_search(record)
     port = choose_port("127.0.0.1", 0)
@@ -49,12 +52,12 @@ print("returned")
         assert ui.stdout.readline() == f"  autoq/digits-cnn: {page}\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
             assert b"<title>MLflow</title>" in answer.read()
-        os.kill(ui.pid, signal.SIGINT)
+        os.kill(ui.pid, end)
         rest, _ = ui.communicate(timeout=20)
     finally:
         ui.terminate()  # a kill would leave its server behind
         ui.wait()
-    assert rest == "stopping the MLflow server\nreturned\n"
+    assert rest == said
     assert choose_port("127.0.0.1", port) == port  # free again
 
 

@@ -128,6 +128,8 @@ class OnnxRuntimeTarget:
             return _refused("u8 x s8 saturates on this CPU (no VNNI), and codebooks use all 8 bits")
         if layer.op == "ConvTranspose" and choice.granularity is Granularity.CHANNEL and layer.group > 1:
             return _refused("per-channel scales of a grouped ConvTranspose cannot be expressed in ONNX")
+        if layer.op == "ConvTranspose":
+            return Verdict(legal=True, native=False, reason="ONNX Runtime computes ConvTranspose in float")
         if choice.weight_bits < widest:
             return Verdict(
                 legal=True,

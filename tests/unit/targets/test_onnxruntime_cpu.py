@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autoq.core.choices import Choice, Format
 from autoq.core.layers import Layer
 from autoq.targets.cpu import Cpu
 from autoq.targets.onnxruntime_cpu import OnnxRuntimeTarget
+from autoq.testing.bench import INT8, build_bench
+from autoq.testing.models import GraphBuilder
 
 OLD_CPU = Cpu("old", "x86_64", ("avx2",), 2)
 NEW_CPU = Cpu("new", "x86_64", ("avx2", "avx512_vnni"), 2)
@@ -114,6 +118,18 @@ def test_an_old_cpu_takes_an_lstm_at_7_bits() -> None:
     target = OnnxRuntimeTarget(cpu=OLD_CPU)
     assert not target.judge(LSTM, Choice.of("int8_dynamic")).legal
     assert target.judge(LSTM, Choice.of("int8_dynamic", weight_bits=7)).legal
+
+
+def test_an_integer_transposed_convolution_is_smaller_and_no_faster(tmp_path: Path) -> None:
+    """Should its kernel appear with another version of the runtime, the verdict has to change."""
+    net = GraphBuilder()
+    x = net.node("Relu", net.conv(net.input("image", "batch", 3, 8, 8), "down", (3, 8)))
+    x = net.node("ConvTranspose", x, net.weight("up.weight", 8, 8, 2, 2, fan_in=32), strides=[2, 2])
+    bench = build_bench(net.build(y=(net.classify(net.node("Relu", x), 8), ("batch", 10))), tmp_path)
+    layer = next(one for one in bench.model.summary.layers if one.op == "ConvTranspose")
+    verdict = OnnxRuntimeTarget().judge(layer, INT8)
+    assert (verdict.legal, verdict.native) == (True, False)
+    assert bench.fused_ops(bench.build(bench.uniform(INT8)))["ConvTranspose"] == 1
 
 
 def test_a_grouped_transposed_convolution_has_no_scales_per_channel() -> None:

@@ -25,7 +25,7 @@ from autoq.core.errors import (
     UnknownNameError,
     UserError,
 )
-from autoq.core.files import ABANDONED_S, TEMPORARY
+from autoq.core.files import is_abandoned, is_unfinished
 from autoq.core.measurements import Baseline
 from autoq.estimating import Estimate, estimate_cost
 from autoq.evaluation.clock import machine_clock
@@ -55,6 +55,7 @@ from autoq.search.records import SearchRecord, SearchState, TrialRecord
 from autoq.search.strategies import GUIDED
 from autoq.spec.loading import spec_digest, spec_from_json
 from autoq.spec.schema import SearchSpec
+from autoq.storage.engine import locked
 from autoq.storage.ledger import SqlLedger
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ _log = logging.getLogger("autoq")
 
 # A baseline's latency and noise floor are of their hour: a machine gets busier, warmer, quieter.
 _BASELINE_KEEPS_S = 3600.0
+_UNSTEADY = 0.05  # a noise floor that absolute latencies cannot be told on
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class App:
                         "--resume with more trials goes on"
                     )
                     return self.outcome(spec.name)
-            with self.ledger.owning(spec.name):
+            with self._owning(spec.name):
                 known = self.ledger.load_search(spec.name)
                 if known is not None:  # preparing takes a while, in which others may have been at it
                     self._check_name(spec, known, resume=resume)
@@ -151,10 +153,24 @@ class App:
     def _follow_files(self, known: SearchRecord, ready: Preparation) -> None:
         """Note where model and data lie now: exports look for them there."""
         spec = ready.spec.to_json()
-        moved = {**known.spec, **{part: spec[part] for part in ("model", "data", "metric")}}
-        if moved != known.spec:
-            with self.ledger.owning(known.name):
-                self.ledger.update_search(known.but(spec=moved))
+        places = {part: spec[part] for part in ("model", "data", "metric")}
+        if {**known.spec, **places} == known.spec:
+            return
+        with suppress(StoreError), self._owning(known.name):  # whoever runs it now knows places of its own
+            if (latest := self.ledger.load_search(known.name)) is not None:
+                self.ledger.update_search(latest.but(spec={**latest.spec, **places}))
+
+    @contextmanager
+    def _owning(self, name: str) -> Iterator[None]:
+        """Keep other processes out of a search for as long as this one runs or deletes it.
+
+        Raises:
+            StoreError: Another process is at it, in this home or in another one on the same store.
+        """
+        path = self.home.lock(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, f"search {name!r} is being run by another process"), self.ledger.owning(name):
+            yield
 
     def _check_name(self, spec: SearchSpec, known: SearchRecord | None, *, resume: bool) -> None:
         if known is None:  # nothing to resume: a search that starts is as good
@@ -238,7 +254,8 @@ class App:
                 continue
             measured_at = record.baseline.measured_at or record.created_at  # it may itself be a reused one
             age_s = time.time() - measured_at
-            if age_s < _BASELINE_KEEPS_S and _is_same_measure(record, ready):
+            is_steady = record.baseline.noise_floor <= _UNSTEADY
+            if is_steady and age_s < _BASELINE_KEEPS_S and _is_same_measure(record, ready):
                 listener.on_note(f"baseline: reused from search {record.name!r}, {age_s / 60:.0f} min old")
                 return replace(record.baseline, measured_at=measured_at)
         return None
@@ -250,6 +267,11 @@ class App:
             if baseline is None:
                 listener.on_phase("baseline", "scoring and timing the float model, with its A/A control")
                 baseline = replace(runner.measure_baseline(), measured_at=created_at)
+                if baseline.noise_floor > _UNSTEADY:
+                    listener.on_note(
+                        "warning: this machine is busy or unsteady: timings of the float model differ by "
+                        f"±{baseline.noise_floor:.1%}; speed-ups may still tell, milliseconds hardly do"
+                    )
             else:
                 with _meanwhile(_import_sampling), runner.turn():  # which waits for the process of the trials
                     pass
@@ -346,7 +368,7 @@ class App:
             UnknownNameError: No search has that name.
         """
         self.record(name)
-        with self.ledger.owning(name):
+        with self._owning(name):
             self.ledger.delete_search(name)
         shutil.rmtree(self.home.artifacts(name), ignore_errors=True)
 
@@ -497,12 +519,11 @@ class App:
 
 def _cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """List files with what they are, but for those that somebody is writing; others may delete here too."""
-    found, now = [], time.time()
+    found = []
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             stat = path.stat()
-            is_unfinished = path.suffix == TEMPORARY and now - stat.st_mtime < ABANDONED_S
-            if S_ISREG(stat.st_mode) and not is_unfinished:
+            if S_ISREG(stat.st_mode) and (is_abandoned(stat) or not is_unfinished(path)):
                 found.append((path, stat))
     return found
 

@@ -82,6 +82,10 @@ class Home:
         """What float models gave on splits."""
         return self.cache / "outputs"
 
+    def lock(self, search: str) -> Path:
+        """Held by the process that runs a search."""
+        return self.root / "locks" / f"{search}.lock"
+
     def artifacts(self, search: str) -> Path:
         """What a search leaves for people: plot, recipe."""
         return self.root / "artifacts" / search

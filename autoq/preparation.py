@@ -128,6 +128,7 @@ def prepare(spec: SearchSpec, home: Home, listener: SearchListener) -> Preparati
         UserError: Whatever it is, before anything is measured or stored.
     """
     seconds: dict[str, float] = {}
+    load_metric(spec.metric)
     read = read_ahead(spec.data)
     listener.on_phase("model", "loading")
     with timed(seconds, "model"):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 BINS_PER_SIDE = 2048
+_LOWEST = float(np.finfo(np.float32).min)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -63,13 +64,19 @@ class TensorSummary:
 def summarize(values: npt.NDArray[Any]) -> TensorSummary:
     """Summarise one non-empty array.
 
+    What masks mark positions with, minus infinity or a float's lowest value, is left out: it saturates
+    in any range, and would leave none for the rest.
+
     Raises:
-        ValueError: A value is NaN or infinite.
+        ValueError: A value is NaN.
     """
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     low, high = float(flat.min()), float(flat.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("NaN or infinite activations")
+    if math.isnan(low):
+        raise ValueError("NaN activations")
+    if low <= _LOWEST or math.isinf(high):
+        flat = flat[(flat > _LOWEST) & (flat < math.inf)]
+        low, high = (float(flat.min()), float(flat.max())) if flat.size else (0.0, 0.0)
     exponent = _exponent(max(-low, high))
     index = np.floor(flat * np.float32(math.ldexp(1.0, -exponent))).astype(np.int32)
     # -0.0 and the largest magnitude itself may fall one bin outside.

@@ -218,7 +218,7 @@ def export(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder to write; it must not exist.",
+            help="Folder to write, a new or an empty one.",
             show_default="none; needed without --register",
         ),
     ] = None,

@@ -164,13 +164,13 @@ def _formats(inspection: Inspection, layer: str) -> list[str]:
 def refusals(inspection: Inspection) -> list[str]:
     """Say what is refused and why, one line a reason: what the space asks for, or else any format."""
     if inspection.space:
-        return [f"{one.what} on {len(one.layers)} layers: {one.reason}" for one in inspection.refusals]
+        return [f"{one.what} on {_layers(one.layers)}: {one.reason}" for one in inspection.refusals]
     layers: dict[tuple[str, str], list[str]] = {}
     for layer in inspection.summary.layers:
         for name, verdict in inspection.verdicts[layer.name].items():
             if not verdict.legal:
                 layers.setdefault((name, verdict.reason), []).append(layer.name)
-    return [f"{name} on {len(names)} layers: {reason}" for (name, reason), names in layers.items()]
+    return [f"{name} on {_layers(names)}: {reason}" for (name, reason), names in layers.items()]
 
 
 def groups_table(grouping: Grouping) -> Table:
@@ -243,3 +243,7 @@ def _add_column(table: Table, heading: str) -> None:
         no_wrap=numeric,
         overflow="fold",
     )
+
+
+def _layers(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers"

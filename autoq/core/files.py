@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # what the names of unfinished files end in
-ABANDONED_S = 3600.0  # an unfinished file this old belongs to a process that died
+_OF_SAFETENSORS = ".tmp"  # what the names begin with of files that safetensors has not finished
+_ABANDONED_S = 3600.0  # an unfinished file this old belongs to a process that died
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file's name says that somebody is writing it, or has died over it."""
+    return path.suffix == TEMPORARY or path.name.startswith(_OF_SAFETENSORS)
+
+
+def is_abandoned(stat: os.stat_result) -> bool:
+    """Whether whoever wrote to an unfinished file must have died."""
+    return time.time() - stat.st_mtime > _ABANDONED_S
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from autoq.export.recipe import Recipe, save_recipe
 from autoq.search.outcome import Outcome, Point
 
 MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+_PARTIAL = ".partial"
 FLOAT_FILE = "float.onnx"  # what `autoq apply --model` takes
 _VERSIONED = ("autoq", "onnxruntime", "onnx-ir", "onnx", "numpy")
 
@@ -85,7 +87,7 @@ def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], M
     """
     check_free(out)
     out = out.absolute()
-    building = out.with_name(f".{out.name}.partial")
+    building = out / _PARTIAL if out.exists() else out.with_name(f".{out.name}{_PARTIAL}")
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -99,12 +101,12 @@ def write_export(content: ExportContent, out: Path, *, check: Callable[[Path], M
 
 
 def _put_in_place(building: Path, out: Path) -> None:
-    if not out.exists():
+    if building.parent != out:
         building.rename(out)
         return
     # An empty folder stays what it is: it may be somebody's working directory, or a mounted volume.
-    for path in building.iterdir():
-        shutil.move(path, out / path.name)
+    for path in sorted(building.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # which vouches
+        path.rename(out / path.name)
 
 
 def check_free(out: Path) -> None:
@@ -113,7 +115,7 @@ def check_free(out: Path) -> None:
     Raises:
         UserError: `out` is a file or a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != _PARTIAL for path in out.iterdir())):
         raise UserError(f"{out}: already exists", hint="give --out a new or empty folder")
 
 
@@ -139,7 +141,7 @@ def _write_files(content: ExportContent, folder: Path) -> None:
 def _write_manifest(content: ExportContent, folder: Path, verified: Mapping[str, Any]) -> None:
     files = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
     manifest = {**_manifest(content), "verified": dict(verified), "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _manifest(content: ExportContent) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class SplitWeights(ir.passes.InPlacePass):
             if parts is None or any(output.is_graph_output() for output in node.outputs):
                 continue
             for output, part in zip(node.outputs, parts, strict=True):
-                output.replace_all_uses_with(add_initializer(model.graph, str(output.name), part))
+                if output.uses():
+                    output.replace_all_uses_with(add_initializer(model.graph, str(output.name), part))
             model.graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified=modified)

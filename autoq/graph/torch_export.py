@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import onnx_ir as ir
 from autoq.core.errors import ModelError
 from autoq.core.python_objects import load_object
 from autoq.graph.quiet import quiet
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,14 @@ def export_torch(
                 verbose=False,
             )
     except Exception as error:  # the exporter runs the user's code and wraps whatever it raises
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{reference}: torch.onnx.export failed: {reason}") from error
+        cause: BaseException = error  # what the user's code raised, under the exporter's own account of it
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(_COLOURS.sub("", f"{type(cause).__name__}: {cause}").split())[:300]
+        raise ModelError(
+            f"{reference}: torch.onnx.export failed: {reason}",
+            hint="does forward take what model.example says?",
+        ) from error
     model = program.model
     assert isinstance(model, ir.Model)
     _check_dynamic(reference, model, example)

@@ -231,7 +231,7 @@ class GuidedStrategy:
             if gain.max() > _WORTHWHILE:
                 return "best", gain
         gain = worth.front_gain(forecast)
-        if not worth.any_feasible and not gain.any():  # every bound is out of reach, as far as can be told
+        if not worth.any_feasible and gain.max() <= _WORTHWHILE:  # every bound looks out of reach
             return "nearest", -worth.excess(forecast)
         return "front", gain
 

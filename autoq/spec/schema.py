@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, Tag, field_validator, model_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator, model_validator
 
 from autoq.core.choices import Criterion
 from autoq.core.names import SLUG_PATTERN
@@ -253,7 +253,9 @@ class SearchSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_drop_so_far(self) -> SearchSpec:
+    def _can_drop_so_far(self, info: ValidationInfo) -> SearchSpec:
+        if info.context is None or info.context.get("base") is None:
+            return self  # stored before this was asked
         drop, most = self.constraints.max_accuracy_drop, _span(self.metric)
         if drop is not None and most is not None and drop > most:
             raise mistake(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from autoq.core.errors import StoreError, StoreUnavailable
@@ -144,25 +144,21 @@ def schema_lock(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def search_lock(engine: Engine, name: str) -> Iterator[None]:
+def search_lock(engine: Engine, name: str) -> Iterator[Callable[[], None]]:
     """Let one process at a time run or delete a search, whichever homes they use this store from.
 
-    The lock goes with the process that holds it, however that dies.
+    The lock goes with the process that holds it, however that dies. Yields what checks that it is still
+    held: a server that was started again has forgotten it.
 
     Raises:
         StoreError: Another process holds it.
         StoreUnavailable: The database went away.
     """
-    taken = StoreError(f"search {name!r} is being run by another process")
+    taken = f"search {name!r} is being run by another process"
     if is_sqlite(engine.url):
-        database = Path(str(engine.url.database)).absolute()
-        path = database.parent / "locks" / f"{database.stem}.{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(path, timeout=0):
-                yield
-        except filelock.Timeout:
-            raise taken from None
+        database = Path(str(engine.url.database)).resolve()
+        with locked(database.parent / f".{database.name}.{name}.lock", taken):
+            yield lambda: None
         return
     keys = (_SEARCH_LOCK_KEY, int(np.uint32(zlib.crc32(name.encode())).astype(np.int32)))
     # Without a transaction: one that stays open for hours would keep the database from tidying up.
@@ -171,12 +167,37 @@ def search_lock(engine: Engine, name: str) -> Iterator[None]:
             connection = stack.enter_context(engine.execution_options(isolation_level="AUTOCOMMIT").connect())
             is_ours = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(*keys)))
         if not is_ours:
-            raise taken
+            raise StoreError(taken)
+
+        def check() -> None:
+            with working(engine.url):
+                connection.execute(sa.select(1))
+
         try:
-            yield
+            yield check
         finally:
-            with suppress(DBAPIError):  # gone with the connection
+            with suppress(SQLAlchemyError):  # gone with the connection
                 connection.execute(sa.select(sa.func.pg_advisory_unlock(*keys)))
+
+
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file for the length of the block.
+
+    Raises:
+        StoreError: Somebody else holds it, which `taken` says, or it cannot be written.
+    """
+    lock = filelock.FileLock(path, timeout=0, mode=0o666)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreError(taken) from None
+    except OSError as error:
+        raise StoreError(f"cannot lock {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

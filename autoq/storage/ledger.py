@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class SqlLedger:
         """
         self._url = parse_url(url)
         self._engine = create_engine(self._url)
+        self._check_lock: Callable[[], None] | None = None  # of the search that this process owns
         with ExitStack() as on_failure, opening(self._url):
             on_failure.callback(self._engine.dispose)
             upgrade(self._engine)
@@ -49,11 +50,17 @@ class SqlLedger:
     def owning(self, name: str) -> Iterator[None]:
         """Keep other processes out of a search, there or not yet, for the length of the block.
 
+        Writes check that the lock is still held.
+
         Raises:
             StoreError: Another process is at it.
         """
-        with search_lock(self._engine, name):
-            yield
+        with search_lock(self._engine, name) as check:
+            self._check_lock = check
+            try:
+                yield
+            finally:
+                self._check_lock = None
 
     def check_free(self, name: str) -> None:
         """Refuse a name that an Optuna study in this database has which is nobody's search.
@@ -164,6 +171,8 @@ class SqlLedger:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
+        if self._check_lock is not None:
+            self._check_lock()
         with working(self._url), writer(self._engine).begin() as connection:
             yield connection
 

@@ -154,7 +154,11 @@ def _serving(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[su
         start_new_session=True,
     )
     ends = (signal.SIGTERM, signal.SIGHUP)
-    before = {end: signal.signal(end, lambda number, _frame: sys.exit(128 + number)) for end in ends}
+    before = {
+        end: signal.signal(end, lambda number, _frame: sys.exit(128 + number))
+        for end in ends
+        if signal.getsignal(end) is not signal.SIG_IGN  # by nohup, which is to be heeded
+    }
     try:
         yield server
     finally:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoq.core.files import ABANDONED_S, TEMPORARY, written_whole
+from autoq.core.files import is_abandoned, is_unfinished, written_whole
 
 _KEEP = 0.9  # of the limit, once it has been passed
 _LOOK_AGAIN = 0.1  # of the limit: written before the folder is looked at again, for what others wrote
@@ -113,11 +113,10 @@ class Shelf:
 
     def _scan(self) -> Iterator[_File]:
         """List the files, and delete what processes that died have left of theirs."""
-        now = time.time()
         for path in self._folder.glob("??/*"):
             with suppress(OSError):  # another process may be making room as well
                 stat = path.stat()
-                if path.suffix != TEMPORARY:
+                if not is_unfinished(path):
                     yield _File(stat.st_mtime, path, stat.st_size)
-                elif now - stat.st_mtime > ABANDONED_S:
+                elif is_abandoned(stat):
                     path.unlink(missing_ok=True)

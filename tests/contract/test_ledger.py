@@ -191,3 +191,15 @@ def test_a_search_is_free_again_when_its_process_is_killed(ledger: SqlLedger, st
         except StoreError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_whoever_lost_its_search_writes_no_more(postgres_url: str) -> None:
+    """A server that was started again has forgotten who owned it."""
+    ledger = SqlLedger(postgres_url)
+    with ledger.owning("glyphs"):
+        ledger.create_search(example_search())
+        _rows(postgres_url, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        with pytest.raises(StoreUnavailable):
+            ledger.add_trial("glyphs", example_trial())
+    assert ledger.load_trials("glyphs") == []
+    ledger.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import onnx
 import pytest
 
@@ -183,3 +184,23 @@ def test_a_float_layer_stays_float_with_static_shapes(tmp_path_factory: pytest.T
     bench = build_bench(residual_cnn(batch=1), tmp_path_factory.mktemp("static"))
     candidate = bench.uniform(INT8, but={"block1.conv1": FLOAT})
     assert share_changed_by_optimizing(bench, bench.build(candidate)) < 0.2
+
+
+def masked_attention() -> onnx.ModelProto:
+    """Scores of later positions are minus infinity, as causal masks write it."""
+    net, width, length = GraphBuilder(), 16, 6
+    x = net.input("x", "batch", length, width)
+    q, k, v = (net.linear(x, name, width, width) for name in ("q", "k", "v"))
+    scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]))
+    later = net.constant("later", np.triu(np.ones((length, length)), 1), np.bool_)
+    masked = net.node("Where", later, net.constant("never", -np.inf), scores)
+    mixed = net.node("MatMul", net.node("Softmax", masked, axis=-1), v)
+    return net.build(y=(net.linear(mixed, "out", width, 8), ("batch", length, 8)))
+
+
+def test_attention_with_masks_of_minus_infinity_is_quantised(bench_of: BenchOf) -> None:
+    bench = bench_of(masked_attention)
+    plain = bench.run(bench.model.artifact)["y"]
+    for precision in Precision:
+        found = bench.run(bench.build(bench.uniform(INT8, precision=precision)))["y"]
+        assert np.square(found - plain).mean() < 0.05 * np.square(plain).mean(), precision

@@ -135,14 +135,15 @@ def test_cache_tells_what_is_there_and_prunes_it(autoq: Autoq, home: Path) -> No
     variants.mkdir(parents=True)
     for number in range(4):
         (variants / f"{number}.npz").write_bytes(b"x" * 1000)
-    unfinished = variants / "5.npz.tmp"  # a search is running
-    unfinished.write_bytes(b"x" * 1000)
+    unfinished = [variants / name for name in ("5.npz.tmp", ".tmpXy12Zw")]  # a search is running
+    for path in unfinished:
+        path.write_bytes(b"x" * 1000)
     listed = autoq("cache", "--home", home).stdout.splitlines()
     assert any(line.split() == ["variants", "4", "4.00", "kB"] for line in listed)
     content = json.loads(autoq("cache", "--home", home, "--prune", "2kB", "--json").stdout)
     assert content["freed_bytes"] == 2000
     assert content["caches"] == [{"name": "variants", "n_files": 2, "n_bytes": 2000}]
-    assert unfinished.exists()
+    assert all(path.exists() for path in unfinished)
 
 
 def test_a_prune_size_without_a_unit_is_the_users_error(autoq: Autoq, home: Path) -> None:

@@ -177,6 +177,14 @@ def test_a_bound_on_a_drop_that_is_no_objective_counts_by_its_chance() -> None:
     assert worth.front_gain(forecast((0.5, 0.01)))[0] == 0.0
 
 
+def test_a_gain_of_next_to_nothing_is_none_that_a_search_goes_after() -> None:
+    """Far beyond a bound the chance to keep it is tiny, and never quite zero."""
+    goals = Goals((Objective.LATENCY, Objective.STORAGE), Constraints(max_accuracy_drop=0.005))
+    worth = Worth(goals, BASELINE, [])
+    assert not worth.any_feasible
+    assert 0.0 < worth.front_gain(forecast((0.016, 0.4), sd=0.001))[0] < 1e-20
+
+
 def test_where_nobody_searches_for_speed_the_smaller_is_the_better() -> None:
     goals = Goals((Objective.ACCURACY, Objective.STORAGE), Constraints(max_accuracy_drop=0.02))
     worth = Worth(goals, BASELINE, [measured(0.01, 0.5, n_bytes=4_000)])  # a bundle of half of the float file

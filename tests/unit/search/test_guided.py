@@ -162,6 +162,16 @@ def test_the_best_point_keeps_every_bound(make_bench: MakeBench, bounds: Constra
     assert not bench.listener.notes
 
 
+def test_with_a_bound_on_bytes_out_of_reach_the_nearest_point_is_sought(make_bench: MakeBench) -> None:
+    goals = Goals((Objective.ACCURACY, Objective.LATENCY), Constraints(max_bundle_bytes=10))
+    bench = make_bench("guided", n_layers=3, n_trials=14, goals=goals)
+    bench.run()
+    n_anchors = len(bench.plan.anchors)
+    assert {trial.reasons["aim"] for trial in bench.trials[n_anchors:]} == {"nearest"}
+    sizes = [trial.measurement.size.bundle_bytes for trial in bench.trials]
+    assert min(sizes[n_anchors:]) < min(sizes[:n_anchors])
+
+
 def test_a_budget_out_of_reach_is_said_once_and_the_nearest_point_is_sought(make_bench: MakeBench) -> None:
     goals = Goals((Objective.ACCURACY, Objective.LATENCY), Constraints(max_latency_ms=0.05))
     bench = make_bench("guided", n_layers=3, n_trials=14, goals=goals)

@@ -430,3 +430,6 @@ def test_a_metric_cannot_drop_by_more_than_its_range(tmp_path: Path, metric: obj
     with pytest.raises(SpecError, match=f"max_accuracy_drop: expected at most {most}, the whole range"):
         load(tmp_path, metric=metric, constraints={"max_accuracy_drop": most + 0.1})
     assert load(tmp_path, metric={"python": "m.py:g"}, constraints={"max_accuracy_drop": 50.0})
+    stored = load(tmp_path, metric=metric, constraints={"max_accuracy_drop": most}).to_json()
+    stored["constraints"]["max_accuracy_drop"] = most + 1.0  # from before there was a check
+    assert spec_from_json(stored).constraints.max_accuracy_drop == most + 1.0

@@ -22,7 +22,13 @@ from autoq.tracking import run_content
 from autoq.tracking.connection import talking_to
 from autoq.tracking.logged_models import log_model, register_model
 from autoq.tracking.onnx_model import DeployedModel
-from autoq.tracking.sqlite_store import create_sqlite_store, relax_durability, sqlite_path, sqlite_uri
+from autoq.tracking.sqlite_store import (
+    create_sqlite_store,
+    follow_home,
+    relax_durability,
+    sqlite_path,
+    sqlite_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -175,6 +181,8 @@ class MlflowTracker:
 
             if (path := sqlite_path(self.tracking_uri)) is not None:
                 create_sqlite_store(path)
+                if self._artifact_root is not None:
+                    follow_home(path, self._artifact_root)
                 relax_durability(self.tracking_uri, str(self._artifact_root or path.parent))
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
         return self._client

@@ -18,7 +18,7 @@ from pathlib import Path
 from autoq.core.errors import InfrastructureError, UserError
 from autoq.tracking.connection import talking_to, without_credentials
 from autoq.tracking.run_content import EXPERIMENT_PREFIX
-from autoq.tracking.sqlite_store import create_sqlite_store, sqlite_path
+from autoq.tracking.sqlite_store import create_sqlite_store, follow_home, sqlite_path
 
 DEFAULT_PORT = 5000
 _START_TIMEOUT_S = 60.0
@@ -63,6 +63,7 @@ def run_ui(
     if (path := sqlite_path(backend_uri)) is not None:
         with talking_to(backend_uri):
             create_sqlite_store(path)
+            follow_home(path, artifact_root)
     address = f"http://{_reachable(host)}:{chosen}"
     settings = server_settings(backend_uri, artifact_root)
     with _serving(server_command(host, chosen), settings) as server:

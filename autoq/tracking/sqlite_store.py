@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
 from autoq.tracking.connection import environment
+from autoq.tracking.run_content import EXPERIMENT_PREFIX
 
 _PREFIX = "sqlite:///"
+# Where MLflow keeps addresses of artifacts.
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 def sqlite_uri(path: Path) -> str:
@@ -42,6 +53,29 @@ def create_sqlite_store(path: Path) -> None:
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def follow_home(path: Path, artifact_root: Path) -> None:
+    """Let a database that was moved with its home refer to the artifacts beside it, not to where they were.
+
+    MLflow stores whole addresses, and would go on writing to the old ones. A database elsewhere is left
+    alone.
+    """
+    here = artifact_root.resolve().as_uri()
+    if path.resolve().parent != artifact_root.resolve().parent:
+        return
+    with closing(sqlite3.connect(path)) as database, database:
+        found = database.execute(
+            "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE ?", (f"{EXPERIMENT_PREFIX}%",)
+        )
+        moved = [
+            place for (place,) in found if place != here and place.endswith(f"/{quote(artifact_root.name)}")
+        ]
+        for place in moved:
+            for table, column in _PLACES:
+                update = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                is_there = f"WHERE substr({column}, 1, ?) = ?"
+                database.execute(f"{update} {is_there}", (here, len(place) + 1, len(place), place))
 
 
 def relax_durability(tracking_uri: str, artifact_root: str) -> None:

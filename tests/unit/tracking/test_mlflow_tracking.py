@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,3 +279,28 @@ print(get_telemetry_client())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("None", "")
     assert (tmp_path / "mlflow.db").exists()
+
+
+def test_a_home_that_moved_keeps_its_artifacts_and_gets_the_new_ones(
+    tracker: MlflowTracker, store: Path, record: SearchRecord, tmp_path: Path, goals: Goals
+) -> None:
+    picture = tmp_path / "front.png"
+    picture.write_bytes(b"picture")
+    outcome = build_outcome(record, goals, [])
+    tracker.finish_search(record, outcome, {"front.png": picture})
+    moved = tmp_path / "new" / "home"
+    moved.mkdir(parents=True)
+    for file in store.parent.glob("mlflow.db*"):  # copied: this process has the store open
+        if not file.name.endswith("-shm"):
+            shutil.copy(file, moved)
+    (tmp_path / "artifacts").rename(moved / "artifacts")
+    again = MlflowTracker(sqlite_uri(moved / "mlflow.db"), moved / "artifacts")
+    again.start_search(record)
+    client = MlflowClient(tracking_uri=sqlite_uri(moved / "mlflow.db"))
+    (run,) = all_runs(client)
+    # Where MLflow will write, but that this process remembers where it wrote last.
+    assert run.info.artifact_uri == f"{(moved / 'artifacts').as_uri()}/{run.info.run_id}/artifacts"
+    assert "front.png" in {one.path for one in client.list_artifacts(run.info.run_id)}
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    assert experiment.artifact_location == (moved / "artifacts").as_uri()

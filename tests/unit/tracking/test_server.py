@@ -33,10 +33,11 @@ def test_the_pages_are_served_until_ctrl_c_or_a_closed_terminal_and_nothing_stay
 ) -> None:
     MlflowTracker(sqlite_uri(store), tmp_path / "artifacts").start_search(record)
     port = choose_port("127.0.0.1", 0)
-    # A process that a shell has put into the background inherits that interrupts are ignored.
+    # A process in the background, or under nohup, inherits that these signals are ignored.
     code = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from autoq.tracking.server import run_ui
 artifacts = Path({str(tmp_path / "artifacts")!r})

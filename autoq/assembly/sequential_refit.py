@@ -8,17 +8,21 @@ depth, so it is for the few narrower models of a search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from autoq.assembly.biases import correct_bias
 from autoq.assembly.parts import by_depth, cut_after
-from autoq.calibration.collect import TensorRun
 from autoq.calibration.geometry import Floats, LayerInput, Positions, find_layer_inputs
+from autoq.calibration.masks import Mask
 from autoq.calibration.moments import sampled_positions, vectors_wanted
+from autoq.calibration.tensor_run import SeenBatch, TensorRun, find_masks
 from autoq.core.data import Split
 from autoq.core.layers import Layer
 from autoq.graph.blocks import bias_add
@@ -38,6 +42,10 @@ class SequentialRefitter:
 
     def __init__(self, model: FloatModel, split: Split) -> None:
         self._model, self._split = model, split
+
+    @cached_property
+    def _masks(self) -> tuple[Mask, ...]:
+        return find_masks(self._model, self._split)
 
     def refit(self, narrowed: FloatModel, kept: Mapping[str, Sequence[int]]) -> FloatModel:
         """Return the narrowed model with its layers refitted.
@@ -64,37 +72,40 @@ class SequentialRefitter:
 
         for nodes in by_depth(graph, can_be_refitted):
             sites = [_Site.of(node, layers, inputs, kept, self._split.n_examples) for node in nodes]
-            wanted = self._run(self._model.graph, sites, [site.output for site in sites])
-            given = self._run(graph, sites, [site.inputs.source for site in sites])
-            for node, site, outputs, vectors in zip(nodes, sites, wanted, given, strict=True):
+            targets = [(site, site.output) for site in sites]
+            wanted = self._run(self._model.graph, targets, _Site.outputs_of, self._masks)
+            known = [place for place, outputs in enumerate(wanted) if outputs is not None]
+            sources = [(sites[place], sites[place].inputs.source) for place in known]
+            for place, vectors in zip(known, self._run(graph, sources, _Site.vectors_of), strict=True):
+                outputs = wanted[place]
                 if outputs is not None and vectors is not None:
-                    _refit(graph.graph, node, site, vectors, outputs)
+                    _refit(graph.graph, nodes[place], sites[place], vectors, outputs)
         return describe_graph(graph)
 
     def _run(
-        self, graph: ir.Model, sites: Sequence[_Site], names: Sequence[str]
-    ) -> list[tuple[Floats, Floats] | None]:
+        self,
+        graph: ir.Model,
+        wanted: Sequence[tuple[_Site, str]],
+        take: _Take,
+        masks: Sequence[Mask] = (),
+    ) -> list[_Halves | None]:
         """Take vectors out of one tensor a site, those of even and of odd examples apart."""
+        names = list(dict.fromkeys(name for _, name in wanted))
         made = {value.name for node in graph.graph for value in node.outputs}
-        shown = [name for name in dict.fromkeys(names) if name in made]
+        shown = [name for name in names if name in made]
         model = cut_after(graph, shown) if shown else self._model
-        halves: list[tuple[list[Floats], list[Floats]]] = [([], []) for _ in sites]
-        broken: set[int] = set()
-        for seen in TensorRun(model, list(dict.fromkeys(names)), self._split).batches():
-            for index, (site, name) in enumerate(zip(sites, names, strict=True)):
-                array = seen.by_example(name)
-                if array is None:
-                    broken.add(index)
+        found: list[tuple[list[Floats], list[Floats]] | None] = [([], []) for _ in wanted]
+        for seen in TensorRun(model, names, self._split, masks).batches():
+            for index, (site, name) in enumerate(wanted):
+                halves, rows = found[index], take(site, seen, name)
+                if halves is None or rows is None:
+                    found[index] = None
                     continue
-                for example in range(seen.n_real):
-                    place = seen.first + example
-                    one = array.reshape(seen.n_examples, -1, *array.shape[1:])[example]
-                    halves[index][place % 2].append(site.take(one, name, place))
+                for example, one in enumerate(rows, seen.first):
+                    halves[example % 2].append(one)
         return [
-            (np.concatenate(first), np.concatenate(second))
-            if first and second and index not in broken
-            else None
-            for index, (first, second) in enumerate(halves)
+            (np.concatenate(halves[0]), np.concatenate(halves[1])) if halves and all(halves) else None
+            for halves in found
         ]
 
 
@@ -107,6 +118,7 @@ class _Site:
     output: str  # with its bias; the same value in both models
     kept: tuple[int, ...] | None  # of the float model's output channels
     n_examples: int
+    positions: dict[int, Positions] = field(default_factory=dict)  # looked at, by example
 
     @staticmethod
     def of(
@@ -120,32 +132,51 @@ class _Site:
         stays = tuple(kept[name]) if name in kept else None
         return _Site(layers[name], inputs[name], str(_output(node).name), stays, n_examples)
 
-    def take(self, array: Floats, name: str, example: int) -> Floats:
-        """Return the chosen vectors of one example's tensor, (rows, columns) or (rows, kept channels)."""
-        geometry = self.inputs.geometry
-        assert geometry is not None
-        if name == self.inputs.source:
-            positions = self._positions(example, geometry.n_positions(array.shape))
-            vectors: Floats = geometry.vectors(array, positions)[0]
-            return vectors
-        moved: Floats = np.moveaxis(array, self.inputs.channel_axis, -1)
-        rows = moved.reshape(-1, moved.shape[-1])
-        chosen: Floats = rows[self._positions(example, len(rows))]
-        return chosen if self.kept is None else chosen[:, list(self.kept)]
+    def outputs_of(self, seen: SeenBatch, name: str) -> list[Floats] | None:
+        """Choose positions without padding; return outputs there, (positions, kept channels) an example."""
+        array, padding = seen.by_example(name), seen.padding_by_example(name)
+        if array is None:
+            return None
+        chosen = []
+        for index, rows in enumerate(self._rows(array, seen)):
+            is_padding = None if padding is None else self._rows(padding, seen)[index].any(axis=1)
+            open_ = np.arange(len(rows)) if is_padding is None else np.flatnonzero(~is_padding)
+            positions = open_[self._sampled(seen.first + index, len(open_))]
+            self.positions[seen.first + index] = positions
+            chosen.append(rows[positions] if self.kept is None else rows[positions][:, list(self.kept)])
+        return chosen
 
-    def _positions(self, example: int, n_positions: int) -> Positions:
+    def vectors_of(self, seen: SeenBatch, name: str) -> list[Floats] | None:
+        """Return what is read for the outputs that were chosen, (positions, columns) an example."""
+        array, geometry = seen.by_example(name), self.inputs.geometry
+        if array is None or geometry is None:
+            return None
+        examples = array.reshape(seen.n_examples, -1, *array.shape[1:])[: seen.n_real]
+        return [geometry.vectors(one, self.positions[seen.first + at])[0] for at, one in enumerate(examples)]
+
+    def _rows(self, array: npt.NDArray[Any], seen: SeenBatch) -> npt.NDArray[Any]:
+        """Outputs of each example, (examples, positions, channels)."""
+        examples = array.reshape(seen.n_examples, -1, *array.shape[1:])[: seen.n_real]
+        moved = np.moveaxis(examples, self.inputs.channel_axis % array.ndim + 1, -1)
+        return moved.reshape(len(moved), -1, moved.shape[-1])
+
+    def _sampled(self, example: int, n_positions: int) -> Positions:
         assert self.inputs.geometry is not None
         n_vectors = max(_VECTORS_PER_COLUMN * self.inputs.geometry.columns, _MIN_VECTORS)
         wanted = vectors_wanted(example, self.n_examples, n_vectors)
         return sampled_positions(_SAME_PLACES, example, n_positions, wanted)
 
 
+_Halves = tuple[Floats, Floats]
+_Take = Callable[[_Site, SeenBatch, str], list[Floats] | None]
+
+
 def _refit(
     graph: ir.Graph,
     node: ir.Node,
     site: _Site,
-    vectors: tuple[Floats, Floats],
-    outputs: tuple[Floats, Floats],
+    vectors: _Halves,
+    outputs: _Halves,
 ) -> None:
     rows = to_rows(layer_weight(node), site.layer)[0]
     first, second = (y - x @ rows.T for x, y in zip(vectors, outputs, strict=True))

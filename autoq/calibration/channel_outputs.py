@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoq.calibration.collect import TensorRun
+from autoq.calibration.tensor_run import TensorRun
 from autoq.core.data import Array, Split
 from autoq.graph.float_model import FloatModel
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.calibration.geometry import Floats, Geometry, Positions, gather_counts
+from autoq.calibration.masks import Flags
 from autoq.core.data import Array
 
 WHOLE_COLUMNS = 8192  # beyond it moments are block-diagonal: they grow with the square
@@ -225,11 +226,20 @@ class MomentCollector:
         """Bytes held once something was added."""
         return accumulator_bytes(self.geometry.groups, self._blocks)
 
-    def add(self, array: Floats | None, *, first: int, n_examples: int, n_real: int) -> None:
+    def add(
+        self,
+        array: Floats | None,
+        padding: Flags | None = None,
+        *,
+        first: int,
+        n_examples: int,
+        n_real: int,
+    ) -> None:
         """Count the tensor of one batch, the first axis over examples; without one there are no moments.
 
         Args:
             array: Shape (n_examples * m, ...), m consecutive rows an example.
+            padding: Which elements are; vectors that hold one do not count. None if there is none.
             first: Position of the batch's first example in the data.
             n_examples: Examples in the array.
             n_real: How many of them count; the others are padding.
@@ -237,10 +247,10 @@ class MomentCollector:
         if array is None or self._is_broken:
             self._is_broken = True
             return
-        n_positions = self.geometry.n_positions(array.shape) // n_examples
+        positions = positions_by_example(self.geometry, array.shape, padding, n_examples)
         for half in (0, 1):
             chosen = [
-                index * n_positions + self._positions(first + index, n_positions)
+                positions[index][self._positions(first + index, len(positions[index]))]
                 for index in range(n_real)
                 if (first + index) % 2 == half
             ]
@@ -276,11 +286,16 @@ class LookupCounter:
         """Bytes held."""
         return self._counts.nbytes
 
-    def add(self, indices: Array, *, first: int, n_examples: int, n_real: int) -> None:
+    def add(
+        self, indices: Array, padding: Flags | None = None, *, first: int, n_examples: int, n_real: int
+    ) -> None:
         """Count the lookups of one batch; the arguments are those of `MomentCollector.add`."""
         by_example = indices.reshape(n_examples, -1)[:n_real]
+        counts = np.ones(indices.shape, np.bool_) if padding is None else ~padding
+        counts = counts.reshape(n_examples, -1)[:n_real]
         for half in (0, 1):
-            self._counts[half] += gather_counts(by_example[(first + half) % 2 :: 2], self._counts.shape[1])
+            rows = slice((first + half) % 2, None, 2)
+            self._counts[half] += gather_counts(by_example[rows][counts[rows]], self._counts.shape[1])
 
     def add_shared(self, indices: Array, *, first: int, n_real: int) -> None:
         """Count lookups that all examples of a batch share, as those of positions, for each of them."""
@@ -297,6 +312,31 @@ class LookupCounter:
         mean = (self._counts.sum(axis=0) / self._counts.sum()).astype(np.float32)[:, None]
         halves = (first[:, None, None],), (second[:, None, None],)
         return Moments(halves, mean, (int(seen[0].sum()), int(seen[-1].sum())))
+
+
+def positions_by_example(
+    geometry: Geometry, shape: tuple[int, ...], padding: Flags | None, n_examples: int
+) -> list[Positions]:
+    """List the positions of each example of an array whose vectors hold no padding.
+
+    Args:
+        geometry: How the array is read.
+        shape: Of the array, (n_examples * m, ...).
+        padding: Which of its elements are; None if there is none.
+        n_examples: Examples in the array.
+    """
+    each = geometry.n_positions(shape) // n_examples
+    spans = [np.arange(index * each, (index + 1) * each) for index in range(n_examples)]
+    if padding is None:
+        return spans
+    found = []
+    n_at_once = max(_GATHERED_BYTES // (4 * geometry.groups * geometry.columns), 64)
+    as_floats = padding.astype(np.float32)
+    for span in spans:
+        parts = np.split(span, range(n_at_once, len(span), n_at_once))
+        is_padding = [geometry.vectors(as_floats, part).any(axis=(0, 2)) for part in parts]
+        found.append(span[~np.concatenate(is_padding)])
+    return found
 
 
 def vectors_wanted(example: int, n_examples: int, n_vectors: int) -> int:

@@ -18,7 +18,7 @@ from autoq.core.errors import InfrastructureError
 from autoq.core.files import written_whole
 
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a file that is
-ALGORITHM_VERSION = 4  # part of every cache key; raise it when a stored figure changes its meaning
+ALGORITHM_VERSION = 5  # part of every cache key; raise it when a stored figure changes its meaning
 
 
 @dataclass(frozen=True)

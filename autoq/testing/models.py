@@ -161,19 +161,26 @@ def attention(*, seed: int = 0, batch: int | str = "batch", length: int | str = 
     """Build a transformer block: two-headed attention, layer norm, GELU by Erf, a residual stream."""
     net = GraphBuilder(seed=seed)
     x = net.input("hidden", batch, length, 32)
-    split = net.constant("split_heads", [0, 0, 2, 16], np.int64)
-    q, k, v = (net.node("Reshape", net.linear(x, f"attention.{part}", 32, 32), split) for part in "qkv")
-    q, v = (net.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
-    k = net.node("Transpose", k, perm=[0, 2, 3, 1])
-    scores = net.node("Div", net.node("MatMul", q, k), net.constant("temperature", 4.0))
-    mixed = net.node("MatMul", net.node("Softmax", scores, axis=-1), v)
-    joined = net.node("Transpose", mixed, perm=[0, 2, 1, 3])
-    joined = net.node("Reshape", joined, net.constant("join_heads", [0, 0, 32], np.int64))
-    x = net.node("Add", net.linear(joined, "attention.out", 32, 32), x)
-    x = _layer_norm(net, x, "norm1")
-    y = net.linear(_gelu(net, net.linear(x, "mlp.up", 32, 48)), "mlp.down", 48, 32)
-    x = _layer_norm(net, net.node("Add", y, x), "norm2")
-    return net.build(encoded=(x, (batch, length, 32)))
+    return net.build(encoded=(_transformer_block(net, x), (batch, length, 32)))
+
+
+def sentence_embedder(*, seed: int = 0) -> onnx.ModelProto:
+    """Build a transformer block over tokens and a mask of padding, and the mean of what is no padding."""
+    net = GraphBuilder(seed=seed)
+    tokens = net.input("tokens", "batch", "length", dtype=TensorProto.INT64)
+    mask = net.input("mask", "batch", "length", dtype=TensorProto.INT64)
+    table = net.constant("embedding.weight", net.rng.standard_normal((N_TOKENS, 32)))
+    keep = net.node("Unsqueeze", mask, net.constant("key_axes", [1, 2], np.int64))
+    x = _transformer_block(
+        net, net.node("Gather", table, tokens), net.node("Cast", keep, to=TensorProto.BOOL)
+    )
+    x = net.node("Relu", net.linear(x, "project", 32, 24))
+    weight = net.node("Cast", mask, to=TensorProto.FLOAT)
+    weight = net.node("Unsqueeze", weight, net.constant("channel_axis", [2], np.int64))
+    axes = net.constant("length_axis", [1], np.int64)
+    total = net.node("ReduceSum", net.node("Mul", x, weight), axes, keepdims=0)
+    count = net.node("Max", net.node("ReduceSum", weight, axes, keepdims=0), net.constant("least", 1.0))
+    return net.build(embedding=(net.node("Div", total, count), ("batch", 24)))
 
 
 def inception(*, seed: int = 0) -> onnx.ModelProto:
@@ -305,6 +312,7 @@ TINY_MODELS: Mapping[str, Callable[[], onnx.ModelProto]] = {
         depthwise_cnn,
         mlp,
         attention,
+        sentence_embedder,
         inception,
         swish,
         batchnorm_cnn,
@@ -333,6 +341,24 @@ def _example(tensor: onnx.TypeProto.Tensor, n_examples: int, rng: np.random.Gene
     if tensor.elem_type in (TensorProto.INT32, TensorProto.INT64):
         return rng.integers(0, N_TOKENS, shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def _transformer_block(net: GraphBuilder, x: str, keep: str | None = None) -> str:
+    """Attend with two heads, to those keys that are kept; then feed forward."""
+    split = net.constant("split_heads", [0, 0, 2, 16], np.int64)
+    q, k, v = (net.node("Reshape", net.linear(x, f"attention.{part}", 32, 32), split) for part in "qkv")
+    q, v = (net.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
+    k = net.node("Transpose", k, perm=[0, 2, 3, 1])
+    scores = net.node("Div", net.node("MatMul", q, k), net.constant("temperature", 4.0))
+    if keep is not None:
+        scores = net.node("Where", keep, scores, net.constant("lowest", np.finfo(np.float32).min))
+    mixed = net.node("MatMul", net.node("Softmax", scores, axis=-1), v)
+    joined = net.node("Transpose", mixed, perm=[0, 2, 1, 3])
+    joined = net.node("Reshape", joined, net.constant("join_heads", [0, 0, 32], np.int64))
+    x = net.node("Add", net.linear(joined, "attention.out", 32, 32), x)
+    x = _layer_norm(net, x, "norm1")
+    y = net.linear(_gelu(net, net.linear(x, "mlp.up", 32, 48)), "mlp.down", 48, 32)
+    return _layer_norm(net, net.node("Add", y, x), "norm2")
 
 
 def _layer_norm(net: GraphBuilder, source: str, name: str) -> str:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from autoq.calibration import collect
+from autoq.calibration import tensor_run
 from autoq.calibration.channel_outputs import collect_channel_figures
 from autoq.core.data import Batch, Split
 from autoq.core.errors import DataError
@@ -17,7 +17,7 @@ def test_figures_are_those_of_all_positions_of_all_examples(monkeypatch: pytest.
     model = build_float_model(ir.from_proto(residual_cnn()))
     split = Split((Batch(example_feed(residual_cnn(), n_examples=11)),))
     name = next(str(node.outputs[0].name) for node in model.graph.graph if node.name == "block2.conv1")
-    monkeypatch.setattr(collect, "_MAX_BATCH", 4)
+    monkeypatch.setattr(tensor_run, "_MAX_BATCH", 4)
     found = collect_channel_figures(model, [name], split)[name]
 
     shown = model.clone()

@@ -9,12 +9,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from autoq.calibration import collect
-from autoq.calibration.collect import collect_statistics, pad_batch
+from autoq.calibration import collect, tensor_run
+from autoq.calibration.collect import collect_statistics
 from autoq.calibration.geometry import find_layer_inputs
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.statistics import Statistics
 from autoq.calibration.summaries import summarize
+from autoq.calibration.tensor_run import pad_batch
 from autoq.core.data import Affine, Array, Batch, Feed, Split
 from autoq.core.errors import DataError, ModelError
 from autoq.graph.blocks import find_blocks, quantizable_values
@@ -69,7 +70,7 @@ def test_any_batch_size_gives_the_same_statistics(monkeypatch: pytest.MonkeyPatc
     split = split_of(residual_cnn(), 13)
     whole = collect_statistics(model, values, split)
     for size in (1, 4):
-        monkeypatch.setattr(collect, "_MAX_BATCH", size)
+        monkeypatch.setattr(tensor_run, "_MAX_BATCH", size)
         parts = collect_statistics(model, values, split)
         for name in values:
             assert parts.tensors[name].n_values == whole.tensors[name].n_values
@@ -186,7 +187,7 @@ def test_batches_of_any_size_give_the_same_moments(tmp_path: Path, monkeypatch: 
     split = split_of(residual_cnn(), 90)  # the stem's 256 positions an example are sampled
     model, whole, _ = moments_of(residual_cnn(), split, tmp_path / "whole")
     for size in (1, 7):
-        monkeypatch.setattr(collect, "_MAX_BATCH", size)
+        monkeypatch.setattr(tensor_run, "_MAX_BATCH", size)
         _, parts, _ = moments_of(residual_cnn(), split, tmp_path / str(size))
         for layer in model.summary.layers:
             one, other = whole.get(layer.name), parts.get(layer.name)

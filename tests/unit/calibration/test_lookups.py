@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from autoq.calibration import collect
+from autoq.calibration import tensor_run
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.moments import LookupCounter
@@ -73,7 +73,7 @@ def test_batches_of_any_size_and_length_give_the_same_frequencies(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = [draw(3, 4), draw(5, 9, seed=1)]
-    monkeypatch.setattr(collect, "_MAX_BATCH", size)
+    monkeypatch.setattr(tensor_run, "_MAX_BATCH", size)
     store = collected(token_classifier(), [{"tokens": tokens} for tokens in batches], tmp_path)
     moments = store.get(embedding_name(token_classifier()))
     assert moments is not None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from autoq.calibration import collect, moments
+from autoq.calibration import moments, tensor_run
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.geometry import find_lstm_inputs
 from autoq.calibration.moment_store import MomentStore
@@ -167,7 +167,7 @@ def test_batches_of_any_size_give_the_same_moments(tmp_path: Path, monkeypatch: 
     _, whole = collected(proto, [feed], tmp_path / "whole")
     assert whole is not None
     for size in (1, 4):
-        monkeypatch.setattr(collect, "_MAX_BATCH", size)
+        monkeypatch.setattr(tensor_run, "_MAX_BATCH", size)
         _, parts = collected(proto, [feed], tmp_path / str(size))
         assert parts is not None
         assert parts.n_rows == whole.n_rows

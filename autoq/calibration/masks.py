@@ -1,0 +1,135 @@
+"""Padding of the data: positions that an input marks, and whose contents no output depends on.
+
+Sentences of a batch are filled up to one length, and a mask says where. What a model computes there is read
+by nothing, yet there may be more of it than of the rest: kept in the statistics, it would choose ranges,
+roundings and units. Whether an input is such a mask is found by filling the padding with other contents: no
+output may change. Where the padding lies in a tensor is seen by what does change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.core.data import Array, Feed, Split
+
+Flags = npt.NDArray[np.bool_]
+_SEED = 20211
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """An input of two values, (examples, positions), one of which may mark padding of other inputs."""
+
+    name: str
+    marker: float  # the value that does
+    masked: tuple[str, ...]  # inputs (examples, positions, ...)
+
+    def padding(self, feed: Feed) -> Flags:
+        """Tell the padding, shape (examples, positions)."""
+        flags: Flags = _two_axes(feed[self.name]) == self.marker
+        return flags
+
+    def refilled(self, feed: Feed) -> Feed:
+        """Return a feed whose padding holds what is found elsewhere in it."""
+        padding = self.padding(feed)
+        n_filled, n_others = np.count_nonzero(padding), np.count_nonzero(~padding)
+        if not n_filled or not n_others:
+            return feed
+        chosen, filled = np.random.default_rng(_SEED).integers(n_others, size=n_filled), dict(feed)
+        for name in self.masked:
+            filled[name] = feed[name].copy()
+            filled[name][padding] = feed[name][~padding][chosen]
+        return filled
+
+
+def possible_masks(split: Split) -> list[Mask]:
+    """Every input of two values beside one with the same positions, with either value as the marker."""
+    found = []
+    names = list(split.batches[0].inputs) if split.batches else []
+    for name in names:
+        values = _two_values(split, name)
+        masked = tuple(one for one in names if one != name and _reads_as(split, one, name))
+        found += [Mask(name, value, masked) for value in values if masked]
+    return found
+
+
+def most_padded(split: Split, mask: Mask, n_examples: int) -> Split:
+    """Return the examples with the most padding, those left out of which nothing else remains."""
+    parts = [mask.padding(feed).mean(axis=1) for feed in split.feeds(split.n_examples)]
+    shares = np.concatenate(parts)
+    order = np.argsort(np.where(shares < 1.0, -shares, 0.0), kind="stable")
+    return split.rows(np.sort(order[:n_examples]))
+
+
+def padding_of(changed: Flags, example_axis: int, masks: Iterable[Flags]) -> Flags | None:
+    """Find the padding of a tensor: the slices that hold whatever changed with the contents of padding.
+
+    Attention scores between positions have no such slices: padding has a row and a column there.
+
+    Args:
+        changed: The elements that did.
+        example_axis: The axis that runs over examples, or over them and what was merged behind them.
+        masks: Padding of the inputs, each (examples, positions).
+
+    Returns:
+        Flags of all elements, a view; None if there is no padding.
+    """
+    if not changed.any():
+        return None
+    for mask in masks:
+        for flags in _laid_out(mask, changed.shape, example_axis):
+            if not (changed & ~flags).any():
+                return np.broadcast_to(flags, changed.shape)
+    return None
+
+
+def differing(one: Array, other: Array) -> Flags:
+    """Tell which elements of two arrays differ; NaN does not differ from NaN."""
+    flags: Flags = one != other
+    if flags.any() and np.issubdtype(one.dtype, np.floating):
+        flags &= ~(np.isnan(one) & np.isnan(other))
+    return flags
+
+
+def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterator[Flags]:
+    """Lay a mask along the axes of a tensor that can be its own; what comes of it broadcasts."""
+    n_examples, n_positions = mask.shape
+    n_merged, rest = divmod(shape[example_axis], n_examples)
+    if rest:
+        return
+    if n_merged == n_positions:
+        yield _spread(mask.reshape(-1), (example_axis,), len(shape))
+    repeated = mask.repeat(n_merged, axis=0)
+    for axis, size in enumerate(shape):
+        if size == n_positions and axis != example_axis:
+            yield _spread(repeated, (example_axis, axis), len(shape))
+
+
+def _spread(flags: Flags, axes: Sequence[int], n_axes: int) -> Flags:
+    ordered = flags if list(axes) == sorted(axes) else flags.T
+    return np.expand_dims(ordered, [axis for axis in range(n_axes) if axis not in axes])
+
+
+def _two_values(split: Split, name: str) -> Sequence[float]:
+    """The two values of an input over all data; none if there are fewer or more."""
+    values: set[float] = set()
+    for feed in split.feeds(1):
+        values.update(np.unique(feed[name]).tolist())
+        if len(values) > 2:
+            return ()
+    return sorted(values) if len(values) == 2 else ()
+
+
+def _reads_as(split: Split, name: str, mask: str) -> bool:
+    """Whether an input has the examples and positions of a mask."""
+    shapes = [(_two_axes(batch.inputs[mask]).shape, batch.inputs[name].shape) for batch in split.batches]
+    return all(len(one) == 2 and other[:2] == one for one, other in shapes)
+
+
+def _two_axes(array: Array) -> Array:
+    """Leave out axes of one position, that of examples excepted: masks come ready to be broadcast."""
+    return array.reshape([size for axis, size in enumerate(array.shape) if axis == 0 or size != 1])

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+
+from autoq.calibration.collect import collect_statistics
+from autoq.calibration.masks import Flags, Mask, most_padded, padding_of, possible_masks
+from autoq.calibration.moment_store import MomentStore
+from autoq.calibration.tensor_run import find_masks
+from autoq.core.data import Array, Batch, Feed, Split
+from autoq.graph.blocks import find_blocks, quantizable_values
+from autoq.graph.float_model import FloatModel, build_float_model
+from autoq.testing.models import N_TOKENS, GraphBuilder, sentence_embedder
+
+LENGTHS = np.array([3, 9, 5, 9, 1, 12, 7, 2, 9, 4, 6])
+PAD = 23  # a token that nothing else is
+
+
+def sentences(lengths: Array = LENGTHS, *, seed: int = 0) -> Feed:
+    """Tokens that are padded to the longest, and the mask that says so."""
+    tokens = np.random.default_rng(seed).integers(0, PAD, (len(lengths), max(lengths)))
+    mask = (np.arange(max(lengths)) < lengths[:, None]).astype(np.int64)
+    return {"tokens": np.where(mask, tokens, PAD), "mask": mask}
+
+
+def split_of(*feeds: Feed) -> Split:
+    return Split(tuple(Batch(feed) for feed in feeds))
+
+
+def unpadded(feed: Feed) -> Split:
+    """One example a batch, without its padding."""
+    lengths = feed["mask"].sum(axis=1)
+    return split_of(
+        *(
+            {name: array[at : at + 1, :length] for name, array in feed.items()}
+            for at, length in enumerate(lengths)
+        )
+    )
+
+
+def model_of(proto: onnx.ModelProto) -> FloatModel:
+    return build_float_model(ir.from_proto(proto))
+
+
+def masks_of(make: Callable[[], onnx.ModelProto], feed: Feed) -> list[tuple[str, float]]:
+    return [(mask.name, mask.marker) for mask in find_masks(model_of(make()), split_of(feed))]
+
+
+def test_either_value_of_an_input_of_two_may_mark_padding_in_those_of_its_positions() -> None:
+    feed = sentences() | {"vectors": np.ones((11, 12, 3), np.float32), "weights": np.ones((11, 5))}
+    masked = ("tokens", "vectors")
+    assert possible_masks(split_of(feed)) == [Mask("mask", 0, masked), Mask("mask", 1, masked)]
+    ready = {**feed, "mask": np.where(feed["mask"], 0.0, -np.inf)[:, None, None]}
+    assert possible_masks(split_of(ready)) == [Mask("mask", -np.inf, masked), Mask("mask", 0, masked)]
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [
+        {"tokens": sentences()["tokens"]},
+        {"mask": sentences()["mask"]},
+        sentences() | {"mask": np.ones((11, 12), np.int64)},
+        sentences() | {"mask": np.arange(132).reshape(11, 12) % 3},
+        sentences() | {"mask": sentences()["mask"][:, :7]},
+        sentences() | {"mask": sentences()["mask"][:, 3]},
+    ],
+    ids=["no mask", "nothing masked", "one value", "three values", "other positions", "of examples"],
+)
+def test_no_other_input_is_a_mask(feed: Feed) -> None:
+    assert possible_masks(split_of(feed)) == []
+
+
+def test_padding_gets_the_contents_of_other_positions_and_nothing_else_changes() -> None:
+    feed, mask = sentences(), Mask("mask", 0, ("tokens",))
+    before = feed["tokens"].copy()
+    filled, padding = mask.refilled(feed), feed["mask"] == 0
+    np.testing.assert_array_equal(feed["tokens"], before)
+    np.testing.assert_array_equal(filled["mask"], feed["mask"])
+    np.testing.assert_array_equal(filled["tokens"][~padding], before[~padding])
+    assert (filled["tokens"][padding] != PAD).all()
+    for value in (0, 1):  # nothing to fill it with, nothing to be filled
+        alike = feed | {"mask": np.full_like(feed["mask"], value)}
+        assert mask.refilled(alike) is alike
+
+
+def test_a_mask_is_tried_on_the_examples_that_it_leaves_the_least_of() -> None:
+    feed = sentences(np.array([5, 2, 0, 9, 1, 7]))
+    found = most_padded(split_of(feed), Mask("mask", 0, ("tokens",)), 3)
+    [batch] = found.batches
+    np.testing.assert_array_equal(batch.inputs["tokens"], feed["tokens"][[0, 1, 4]])
+
+
+@pytest.mark.parametrize(
+    ("lay_out", "example_axis"),
+    [
+        (lambda rows: rows, 0),
+        (lambda rows: rows.reshape(20, 6), 0),
+        (lambda rows: rows.transpose(1, 0, 2), 1),
+        (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 1, 3), 0),
+        (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 1, 3).reshape(8, 5, 3), 0),
+        (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 3, 1).reshape(8, 3, 5), 0),
+    ],
+    ids=["positions", "merged", "positions first", "heads", "heads merged", "keys"],
+)
+def test_padding_is_found_wherever_positions_lie(
+    lay_out: Callable[[Flags], Flags], example_axis: int
+) -> None:
+    mask = np.arange(5) >= np.array([2, 5, 1, 3])[:, None]
+    whole = np.broadcast_to(mask[..., None], (4, 5, 6))
+    changed = whole & (np.random.default_rng(0).random(whole.shape) < 0.6)  # zeros stay zeros behind a Relu
+    found = padding_of(lay_out(changed), example_axis, [~mask, mask])
+    assert found is not None
+    np.testing.assert_array_equal(found, lay_out(whole))
+
+
+def test_scores_between_positions_and_what_does_not_change_have_no_padding() -> None:
+    mask = np.arange(5) >= np.array([2, 5, 1, 3])[:, None]
+    scores = np.broadcast_to(mask[:, None, :, None] | mask[:, None, None, :], (4, 2, 5, 5))
+    assert padding_of(scores, 0, [mask]) is None
+    assert padding_of(np.zeros((4, 5, 6), np.bool_), 0, [mask]) is None
+    assert padding_of(np.ones((4, 7, 6), np.bool_), 0, [mask]) is None
+    rows = np.broadcast_to(mask[:, None, :, None], scores.shape)  # behind the mask
+    found = padding_of(rows & ~scores.transpose(0, 1, 3, 2) | rows, 0, [mask])
+    np.testing.assert_array_equal(found, rows)
+
+
+def test_an_input_is_a_mask_if_no_output_reads_what_it_marks() -> None:
+    assert masks_of(sentence_embedder, sentences()) == [("mask", 0)]
+
+
+def kinds_are_read() -> onnx.ModelProto:
+    """Two kinds of tokens, and the mean over all of them."""
+    net = GraphBuilder()
+    tokens, kinds = (
+        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
+    )
+    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    kind = net.constant("kind.weight", net.rng.standard_normal((2, 8)))
+    x = net.node("Add", net.node("Gather", table, tokens), net.node("Gather", kind, kinds))
+    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
+    return net.build(logits=(net.gemm(pooled, "fc", 8, 4), ("batch", 4)))
+
+
+def every_position_is_an_output() -> onnx.ModelProto:
+    """Padding has scores too: a metric may count them."""
+    net = GraphBuilder()
+    tokens, mask = (
+        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
+    )
+    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    weight = net.node(
+        "Unsqueeze", net.node("Cast", mask, to=TensorProto.FLOAT), net.constant("axis", [2], np.int64)
+    )
+    x = net.node("Gather", table, tokens)
+    total = net.node("ReduceSum", net.node("Mul", x, weight), net.constant("one", [1], np.int64))
+    return net.build(scores=(net.linear(net.node("Add", x, total), "fc", 8, 4), ("batch", "length", 4)))
+
+
+@pytest.mark.parametrize("make", [kinds_are_read, every_position_is_an_output])
+def test_what_an_output_depends_on_is_no_padding(make: Callable[[], onnx.ModelProto]) -> None:
+    assert masks_of(make, sentences()) == []
+
+
+def test_statistics_of_padded_data_are_those_of_the_data_without_padding(tmp_path: Path) -> None:
+    model, feed = model_of(sentence_embedder()), sentences()
+    values = quantizable_values(find_blocks(model.graph))
+    stores = MomentStore(tmp_path / "padded"), MomentStore(tmp_path / "plain")
+    found = collect_statistics(model, values, split_of(feed), moments=stores[0])
+    expected = collect_statistics(model, values, unpadded(feed), moments=stores[1])
+
+    others = set()
+    for name, one in expected.tensors.items():
+        other = found.tensors[name]
+        if other.n_values != one.n_values:
+            others.add(name)
+            continue
+        assert (other.low, other.high) == pytest.approx((one.low, one.high), rel=1e-5)
+        assert np.abs(other.counts - one.counts).sum() <= 0.01 * one.n_values  # on the edge of a bin
+    # Scores and weights of keys that are padding belong to queries that are none; the mask itself, and
+    # what it has set to zero, do not depend on the contents of padding.
+    assert {name.rsplit("_", 1)[0] for name in others} == {"matmul", "softmax", "unsqueeze", "mul"}
+    assert len(others) == 4
+    for name, maxima in expected.channel_maxima.items():
+        np.testing.assert_allclose(found.channel_maxima[name], maxima, rtol=1e-5, atol=1e-6)
+    for layer in model.summary.layers:
+        with_padding, without = (store.get(layer.name) for store in stores)
+        assert with_padding is not None
+        assert without is not None
+        assert with_padding.n_rows == without.n_rows
+        for half, plain in zip(with_padding.halves, without.halves, strict=True):
+            np.testing.assert_allclose(half[0], plain[0], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_takes_no_part_of_the_vectors_that_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feed = model_of(sentence_embedder()), sentences(np.full(10, 6), seed=1)
+    feed = {
+        name: np.pad(array, ((0, 0), (0, 30)), constant_values=pad)
+        for (name, array), pad in zip(feed.items(), (PAD, 0), strict=True)
+    }
+    monkeypatch.setattr("autoq.calibration.moments._MIN_VECTORS", 40)
+    monkeypatch.setattr("autoq.calibration.moments._VECTORS_PER_COLUMN", 0)
+    store = MomentStore(tmp_path)
+    collect_statistics(model, [], split_of(feed), moments=store)
+    moments = store.get("project")
+    assert moments is not None
+    assert moments.n_rows == (20, 20)

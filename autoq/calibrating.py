@@ -102,8 +102,10 @@ class Calibrator:
             values = quantizable_values(find_blocks(model.graph))
             statistics = collect_statistics(model, values, self.calibration, moments=moments)
             save_statistics(statistics, path)
+        parts = [f"{share:.0%} of the positions are padding ({n})" for n, share in statistics.padding.items()]
+        left_out = f"; {', '.join(parts)} and left out" if parts else ""
         self._listener.on_note(
-            f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches"
+            f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches{left_out}"
         )
         return statistics
 

@@ -19,6 +19,7 @@ from autoq.calibration.geometry import (
     find_lookups,
     find_lstm_inputs,
 )
+from autoq.calibration.masks import padded_share
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.moments import LookupCounter, MomentCollector
 from autoq.calibration.statistics import Statistics
@@ -44,6 +45,7 @@ def collect_statistics(
 ) -> Statistics:
     """Run the calibration data through the float model and summarise the named tensors.
 
+    Padding is left out, where an input marks it and no output depends on what it holds: `find_masks`.
     Per-channel maxima are collected of what layers of products read. The second moments of what these
     and LSTMs read, and how often embeddings are looked up, are written to `moments`, if given. Memory
     does not grow with the number of batches; the data are gone through once, and again where the sums
@@ -63,7 +65,8 @@ def collect_statistics(
     passes = _passes(readers)
     shown = [*values, *(one.source for one in inputs.values())]
     shown += [name for one in readers for name in one.sources]
-    run = TensorRun(model, shown, calibration, find_masks(model, calibration))
+    masks = find_masks(model, calibration)
+    run = TensorRun(model, shown, calibration, masks)
     summary = _Summary(values, _channel_axes(inputs))
     written: set[str] = set()
     for index, chosen in enumerate(passes):
@@ -80,9 +83,9 @@ def collect_statistics(
         moments.save_index({name: key for name, key in keys.items() if key in written})
     if values and not summary.tensors:
         raise DataError("the calibration split is empty")
-    return Statistics(
-        summary.tensors, calibration.n_examples, time.perf_counter() - started, summary.channel_maxima
-    )
+    padding = {mask.name: padded_share(calibration, mask) for mask in masks}
+    seconds = time.perf_counter() - started
+    return Statistics(summary.tensors, calibration.n_examples, seconds, summary.channel_maxima, padding)
 
 
 def moment_key(layer_input: _Input) -> str:

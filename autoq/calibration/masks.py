@@ -65,6 +65,12 @@ def most_padded(split: Split, mask: Mask, n_examples: int) -> Split:
     return split.rows(np.sort(order[:n_examples]))
 
 
+def padded_share(split: Split, mask: Mask) -> float:
+    """Return how much of all positions is padding."""
+    flags = [mask.padding(feed).reshape(-1) for feed in split.feeds(split.n_examples)]
+    return float(np.concatenate(flags).mean())
+
+
 def padding_of(changed: Flags, example_axis: int, masks: Iterable[Flags]) -> Flags | None:
     """Find the padding of a tensor: the slices that hold whatever changed with the contents of padding.
 

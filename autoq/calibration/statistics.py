@@ -31,6 +31,8 @@ class Statistics:
     # (channels,) largest magnitudes of each tensor that a layer reads; the channels are those of the
     # layer: the last axis for a matrix product, axis 1 for a convolution.
     channel_maxima: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    # By input that marks padding: the share of its positions that it does, left out of all the rest.
+    padding: Mapping[str, float] = field(default_factory=dict)
 
 
 def statistics_key(model_digest: str, data_digest: str, environment: Mapping[str, Any]) -> str:
@@ -63,6 +65,8 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             maxima_names=np.array(list(statistics.channel_maxima), dtype=np.str_),
             maxima_sizes=np.array([len(one) for one in maxima], dtype=np.int64),
             maxima=np.concatenate([np.zeros(0, np.float32), *maxima]),
+            masks=np.array(list(statistics.padding), dtype=np.str_),
+            padding=np.array(list(statistics.padding.values()), dtype=np.float64),
         )
 
 
@@ -93,7 +97,9 @@ def load_statistics(path: Path) -> Statistics | None:
                 str(name): TensorSummary(float(low), float(high), int(exponent), counts)
                 for name, low, high, exponent, counts in columns
             }
-            return Statistics(tensors, int(file["n_examples"]), float(file["seconds"]), _channel_maxima(file))
+            shares = {str(n): float(x) for n, x in zip(file["masks"], file["padding"], strict=True)}
+            seconds, maxima = float(file["seconds"]), _channel_maxima(file)
+            return Statistics(tensors, int(file["n_examples"]), seconds, maxima, shares)
     except _BROKEN:
         return None
 

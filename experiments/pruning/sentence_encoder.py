@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ INPUTS = ("input_ids", "attention_mask")
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, n_units: int) -> None:
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.dense, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH, EPSILON)
-        self.intermediate, self.output = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.intermediate, self.output = nn.Linear(WIDTH, n_units), nn.Linear(n_units, WIDTH)
         self.output_norm = nn.LayerNorm(WIDTH, EPSILON)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -37,27 +37,37 @@ class Block(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """BERT of six blocks; the mean over tokens, of length one."""
+    """BERT of six blocks, feed-forward units of each given; the mean over tokens, of length one."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_units: Sequence[int]) -> None:
         super().__init__()
         self.words, self.positions = nn.Embedding(30522, WIDTH), nn.Embedding(512, WIDTH)
         self.types = nn.Embedding(2, WIDTH)
         self.norm = nn.LayerNorm(WIDTH, EPSILON)
-        self.blocks = nn.ModuleList(Block() for _ in range(N_BLOCKS))
+        self.blocks = nn.ModuleList(map(Block, n_units))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return embeddings, (sentences, width)."""
+        return self.with_states(input_ids, attention_mask)[0]
+
+    def with_states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return embeddings, and what every block gives, (sentences, tokens, width)."""
         positions = self.positions(torch.arange(input_ids.shape[1]))
         x = self.norm(self.words(input_ids) + positions + self.types.weight[0])
+        states = []
         for block in self.blocks:
             x = block(x, attention_mask[:, None, None, :] > 0)
+            states.append(x)
         weights = attention_mask[..., None].float()
-        return F.normalize((x * weights).sum(1) / weights.sum(1).clamp(min=1e-9), dim=1)
+        mean = (x * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return F.normalize(mean, dim=1), states
 
 
 def load_encoder(model: FloatModel) -> SentenceEncoder:
-    """Fill the module with the weights of the canonical ONNX model."""
-    module, weights = SentenceEncoder(), layer_weights(model)
+    """Fill the module with the weights of the canonical ONNX model, or of one of fewer feed-forward units."""
+    weights = layer_weights(model)
+    rows = (weights[f"n.encoder.layer.{index}.intermediate.dense"] for index in range(N_BLOCKS))
+    module = SentenceEncoder([one.shape[1] for one in rows])
     constants = ((name, one.const_value) for name, one in model.graph.graph.initializers.items())
     plain = {name: one.numpy() for name, one in constants if one is not None}
     found = {ours: torch.tensor(_found(theirs, plain, weights)) for ours, theirs in _names().items()}

@@ -4,8 +4,9 @@
 
 MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Fisher scores
 (Kwon et al. 2022) take gradients of a torch module with the ONNX file's weights; they estimate what the model
-loses with one head gone. The order `measured` is that loss itself, of the refitted model. What is found is
-kept under `transformer` in results.json beside this script.
+loses with one head gone. The order `measured` is that loss itself, of the refitted model. `trained` goes
+beyond what a search does: it trains narrower models on the float model's states. What is found is kept under
+`transformer` in results.json beside this script.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_encoder import INPUTS, SentenceEncoder, load_encoder
-from subject import Subject
+from subject import Finish, Subject
 
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.narrowing import Narrower
 from autoq.core.artifacts import ModelArtifact
 from autoq.core.choices import Criterion
+from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.groups import ChannelGroup, GroupKind, Role
 from autoq.graph.find_groups import map_channels
 from autoq.graph.torch_gradients import DifferentiableModule, OutputLoss, torch_left_as_found
@@ -36,6 +38,9 @@ N_SENTENCES = 500  # of the search split, that agreement is told of
 N_MEASURED = 64  # of the calibration split, that the loss of a head is measured on
 SHARE = 0.92  # of the units of every group: 11 of 12 heads
 N_HEADS = (11, 10, 9)
+UNIT_SHARES = (0.92, 0.84, 0.75)  # of the feed-forward units, with every head
+TRAINED_SHARE = 0.75
+N_EPOCHS, N_AT_ONCE, RATE = 6, 16, 2e-5  # larger rates end further away than they started
 
 
 def orders(subject: Subject) -> list[dict[str, Any]]:
@@ -69,6 +74,82 @@ def heads(subject: Subject) -> list[dict[str, Any]]:
         print("  {heads} heads: obs {obs:.3f}, fisher {fisher:.3f}, measured {measured:.3f}".format(**row))
         rows.append(row)
     return rows
+
+
+def units(subject: Subject) -> list[dict[str, Any]]:
+    """Agreement with fewer feed-forward units in every layer, from snapshots and refitted layer by layer."""
+    rows = []
+    for share in UNIT_SHARES:
+        widths = unit_widths(subject, share)
+        nested, sequential = (subject.narrowed(widths, one) for one in (Finish.NOTHING, Finish.REFIT))
+        row = {
+            "share": share,
+            "widths": sorted(set(widths.values())),
+            "nested": agreement(subject, nested.artifact),
+            "sequential": agreement(subject, sequential.artifact),
+        }
+        print(
+            "  {share:.0%} of the units: {nested:.3f}, sequential {sequential:.3f}".format(**row), flush=True
+        )
+        rows.append(row)
+    return rows
+
+
+def trained(subject: Subject) -> dict[str, Any]:
+    """Agreement after training a narrowed model on the test split, eight times what there is to calibrate."""
+    widths = unit_widths(subject, TRAINED_SHARE)
+    split = subject.ready.data.test
+    assert split is not None
+    teacher = load_encoder(subject.ready.model)
+    student = load_encoder(subject.narrowed(widths)).requires_grad_()
+    found = [torch_agreement(subject, student)]
+    feeds = [feed for one in by_length(split) for feed in one.feeds(N_AT_ONCE)]
+    adam, rng = torch.optim.Adam(student.parameters()), np.random.default_rng(0)
+    for epoch in range(N_EPOCHS):
+        for step, place in enumerate(rng.permutation(len(feeds))):
+            adam.param_groups[0]["lr"] = RATE * (1 - (epoch + step / len(feeds)) / N_EPOCHS)
+            adam.zero_grad()
+            distance(student, teacher, feeds[place]).backward()
+            adam.step()
+        found.append(torch_agreement(subject, student))
+        print(f"  {TRAINED_SHARE:.0%} of the units, epoch {epoch + 1}: {found[-1]:.3f}", flush=True)
+    return {"share": TRAINED_SHARE, "sentences": split.n_examples, "agreement": found}
+
+
+def distance(student: SentenceEncoder, teacher: SentenceEncoder, feed: Feed) -> torch.Tensor:
+    """Relative squared error of the states of all blocks, and of the embedding as often."""
+    tensors = [torch.tensor(feed[name]) for name in INPUTS]
+    with torch.no_grad():
+        wanted, wanted_states = teacher.with_states(*tensors)
+    given, states = student.with_states(*tensors)
+    pairs = zip(states, wanted_states, strict=True)
+    apart = sum((one - other).square().sum() / other.square().sum() for one, other in pairs)
+    return apart + len(states) * (given - wanted).square().sum(1).mean()
+
+
+def by_length(split: Split) -> list[Split]:
+    """Sentences of one length each, without padding."""
+    [batch] = split.batches
+    lengths = batch.inputs[INPUTS[1]].sum(axis=1)
+    alike = [(length, batch.rows(lengths == length).inputs) for length in np.unique(lengths)]
+    return [
+        Split((Batch({name: array[:, :length] for name, array in inputs.items()}),))
+        for length, inputs in alike
+    ]
+
+
+def torch_agreement(subject: Subject, encoder: SentenceEncoder) -> float:
+    """Agreement of a torch module with the float model."""
+    split = subject.ready.data.search.take(N_SENTENCES)
+    with torch.no_grad():
+        found = [encoder(*(torch.tensor(feed[name]) for name in INPUTS)).numpy() for feed in split.feeds(50)]
+    return agreement_of(subject, np.concatenate(found), subject.outputs(subject.ready.model.artifact, split))
+
+
+def unit_widths(subject: Subject, share: float) -> dict[str, int]:
+    """Feed-forward widths at a share."""
+    groups = (one for one in subject.narrower.groups if one.kind is GroupKind.CHANNELS)
+    return {one.name: closest(subject.narrower, one, share) for one in groups}
 
 
 def mask_gradients(subject: Subject) -> MaskGradients:
@@ -123,19 +204,21 @@ def by_measured_loss(subject: Subject) -> Narrower:
     return Narrower(model, channels, snapshots)
 
 
-def closest(narrower: Narrower, group: ChannelGroup) -> int:
-    """The width on the grid that is closest to the share."""
-    return min(narrower.snapshots[group.name].widths, key=lambda width: abs(width - SHARE * group.size))
+def closest(narrower: Narrower, group: ChannelGroup, share: float = SHARE) -> int:
+    """The width on the grid that is closest to a share."""
+    return min(narrower.snapshots[group.name].widths, key=lambda width: abs(width - share * group.size))
 
 
 def agreement(subject: Subject, artifact: ModelArtifact) -> float:
     """Nearest-neighbour agreement with the float model."""
     split = subject.ready.data.search.take(N_SENTENCES)
-    name = subject.ready.output
-    found, wanted = (
-        {name: subject.outputs(one, split).astype(np.float32)}
-        for one in (artifact, subject.ready.model.artifact)
-    )
+    found, wanted = (subject.outputs(one, split) for one in (artifact, subject.ready.model.artifact))
+    return agreement_of(subject, found, wanted)
+
+
+def agreement_of(subject: Subject, *embeddings: Array) -> float:
+    """Agreement of embeddings with those of the float model."""
+    found, wanted = ({subject.ready.output: one.astype(np.float32)} for one in embeddings)
     return float(np.mean(load_metric(subject.ready.spec.metric).load()(found, wanted, None)))
 
 
@@ -147,7 +230,8 @@ def main() -> None:
     args = parser.parse_args()
     subject = Subject.open(args.bench, "minilm", args.home)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    results["transformer"] = {"orders": orders(subject), "heads": heads(subject)}
+    parts = {"orders": orders, "heads": heads, "units": units, "trained": trained}
+    results["transformer"] = {name: part(subject) for name, part in parts.items()}
     args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -174,6 +174,8 @@ def test_statistics_of_padded_data_are_those_of_the_data_without_padding(tmp_pat
     found = collect_statistics(model, values, split_of(feed), moments=stores[0])
     expected = collect_statistics(model, values, unpadded(feed), moments=stores[1])
 
+    assert found.padding == {"mask": pytest.approx(1 - LENGTHS.sum() / (len(LENGTHS) * 12))}
+    assert expected.padding == {}
     others = set()
     for name, one in expected.tensors.items():
         other = found.tensors[name]

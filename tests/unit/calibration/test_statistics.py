@@ -23,7 +23,8 @@ def statistics() -> Statistics:
     rng = np.random.default_rng(0)
     arrays = {"a/b:0": rng.standard_normal(100), "ä": -rng.uniform(size=7), "zero": np.zeros(3)}
     maxima = {"a/b:0": np.array([1.5, 0.0, 2.0], np.float32), "ä": np.array([0.25], np.float32)}
-    return Statistics({name: summarize(array) for name, array in arrays.items()}, 17, 1.25, maxima)
+    summaries = {name: summarize(array) for name, array in arrays.items()}
+    return Statistics(summaries, 17, 1.25, maxima, {"mask": 0.75})
 
 
 def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> None:
@@ -32,6 +33,7 @@ def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> Non
     loaded = load_statistics(path)
     assert loaded is not None
     assert (loaded.n_examples, loaded.seconds) == (17, 1.25)
+    assert loaded.padding == {"mask": 0.75}
     assert list(loaded.tensors) == list(statistics.tensors)
     for name, tensor in statistics.tensors.items():
         same = loaded.tensors[name]

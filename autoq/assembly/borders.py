@@ -40,5 +40,6 @@ def find_borders(blocks: Sequence[Block], statistics: Statistics) -> list[Border
 
 
 def _elements(value: str, statistics: Statistics) -> float:
-    summary = statistics.tensors.get(value)
-    return 1.0 if summary is None else summary.n_values / max(statistics.n_examples, 1)
+    if value not in statistics.tensors:
+        return 1.0
+    return statistics.extent(value).n_values / max(statistics.n_examples, 1)

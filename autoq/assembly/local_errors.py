@@ -9,7 +9,7 @@ import numpy as np
 from autoq.assembly.plan import RangeTable
 from autoq.calibration.methods import activation_range, rounding_error
 from autoq.calibration.statistics import Statistics
-from autoq.core.choices import Calibration, Choice, Format
+from autoq.core.choices import Choice, Format
 from autoq.core.data import Array
 from autoq.core.layers import Layer
 from autoq.core.quantization import activation_params
@@ -83,12 +83,13 @@ def _block_noise(maxima: Array, block_size: int) -> Array:
 
 def _activation_error(choice: Choice, source: str | None, statistics: Statistics) -> float:
     summary = None if source is None else statistics.tensors.get(source)
-    if summary is None:
+    if source is None or summary is None:
         return 0.0
     if choice.format.is_static:
         low, high = activation_range(summary, choice.calibration)
     elif choice.format is Format.INT8_DYNAMIC:
-        low, high = activation_range(summary, Calibration.MINMAX)  # the widest it gets
+        whole = statistics.extent(source)  # the widest it gets: kernels do not know of padding
+        low, high = whole.low, whole.high
     else:
         return 0.0
     return rounding_error(summary, activation_params(low, high, signed=choice.format is Format.INT8_S8))

@@ -137,11 +137,11 @@ class _Site:
         array, padding = seen.by_example(name), seen.padding_by_example(name)
         if array is None:
             return None
-        chosen = []
-        for index, rows in enumerate(self._rows(array, seen)):
-            is_padding = None if padding is None else self._rows(padding, seen)[index].any(axis=1)
-            open_ = np.arange(len(rows)) if is_padding is None else np.flatnonzero(~is_padding)
-            positions = open_[self._sampled(seen.first + index, len(open_))]
+        chosen, outputs = [], self._rows(array, seen)
+        flags = None if padding is None else np.any(self._rows(padding, seen), axis=2)
+        for index, rows in enumerate(outputs):
+            left = np.arange(len(rows)) if flags is None else np.flatnonzero(np.logical_not(flags[index]))
+            positions = left[self._sampled(seen.first + index, len(left))]
             self.positions[seen.first + index] = positions
             chosen.append(rows[positions] if self.kept is None else rows[positions][:, list(self.kept)])
         return chosen

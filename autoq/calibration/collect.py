@@ -22,7 +22,7 @@ from autoq.calibration.geometry import (
 from autoq.calibration.masks import padded_share
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.moments import LookupCounter, MomentCollector
-from autoq.calibration.statistics import Statistics
+from autoq.calibration.statistics import Extent, Statistics
 from autoq.calibration.summaries import TensorSummary, summarize
 from autoq.calibration.tensor_run import SeenBatch, TensorRun, find_masks
 from autoq.core.data import Array, Split
@@ -45,7 +45,8 @@ def collect_statistics(
 ) -> Statistics:
     """Run the calibration data through the float model and summarise the named tensors.
 
-    Padding is left out, where an input marks it and no output depends on what it holds: `find_masks`.
+    Padding is left out where an input marks it and no output depends on what it holds (`find_masks`),
+    but for LSTMs, which are told the lengths of their sequences.
     Per-channel maxima are collected of what layers of products read. The second moments of what these
     and LSTMs read, and how often embeddings are looked up, are written to `moments`, if given. Memory
     does not grow with the number of batches; the data are gone through once, and again where the sums
@@ -66,7 +67,8 @@ def collect_statistics(
     shown = [*values, *(one.source for one in inputs.values())]
     shown += [name for one in readers for name in one.sources]
     masks = find_masks(model, calibration)
-    run = TensorRun(model, shown, calibration, masks)
+    outputs = [output.name for output in model.summary.outputs] if masks else []
+    run = TensorRun(model, [*shown, *outputs], calibration, masks, unread_by=outputs)
     summary = _Summary(values, _channel_axes(inputs))
     written: set[str] = set()
     for index, chosen in enumerate(passes):
@@ -83,9 +85,12 @@ def collect_statistics(
         moments.save_index({name: key for name, key in keys.items() if key in written})
     if values and not summary.tensors:
         raise DataError("the calibration split is empty")
-    padding = {mask.name: padded_share(calibration, mask) for mask in masks}
+    padded = summary.padded
+    padding = {mask.name: padded_share(calibration, mask) for mask in masks if padded}
     seconds = time.perf_counter() - started
-    return Statistics(summary.tensors, calibration.n_examples, seconds, summary.channel_maxima, padding)
+    return Statistics(
+        summary.tensors, calibration.n_examples, seconds, summary.channel_maxima, padding, padded
+    )
 
 
 def moment_key(layer_input: _Input) -> str:
@@ -103,10 +108,17 @@ class _Summary:
         self.channel_maxima: dict[str, Floats] = {}
         self._values = values
         self._channel_axes = channel_axes
+        self._extents: dict[str, Extent] = {}
+        self._with_padding: set[str] = set()
+
+    @property
+    def padded(self) -> dict[str, Extent]:
+        """The extents of tensors of which padding was left out."""
+        return {name: one for name, one in self._extents.items() if name in self._with_padding}
 
     def add(self, seen: SeenBatch) -> None:
         for name in self._values:
-            self._add_histogram(name, seen.unpadded(name))
+            self._add_histogram(name, seen.real(name), seen.unpadded(name))
         for name, axis in self._channel_axes.items():
             array = seen.without_padding(name)
             if array.size:
@@ -114,14 +126,19 @@ class _Summary:
                 known = self.channel_maxima.get(name)
                 self.channel_maxima[name] = largest if known is None else np.maximum(known, largest)
 
-    def _add_histogram(self, name: str, array: Array) -> None:
+    def _add_histogram(self, name: str, array: Array, unpadded: Array | None) -> None:
         if array.size == 0:
             return
         try:
-            fresh = summarize(array)
+            whole = summarize(array)
+            fresh = whole if unpadded is None else summarize(unpadded)
         except ValueError as error:
             raise _not_finite(name) from error
+        extent = Extent(whole.low, whole.high, whole.n_values)
         self.tensors[name] = self.tensors[name].merge(fresh) if name in self.tensors else fresh
+        self._extents[name] = self._extents[name].merge(extent) if name in self._extents else extent
+        if unpadded is not None:
+            self._with_padding.add(name)
 
 
 def _largest(name: str, array: Array, channel_axis: int) -> Floats:

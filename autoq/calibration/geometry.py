@@ -100,7 +100,8 @@ class WindowGeometry:
             inside = inside[..., None] & (sources >= 0)
             pixels = pixels[..., None] * array.shape[axis + 2] + np.maximum(sources, 0)
         maps = array.reshape(*array.shape[:2], -1)
-        found = maps[example[:, None], :, pixels.reshape(len(positions), -1)]  # (positions, taps, channels)
+        each = pixels.reshape(len(positions), math.prod(self.kernel))
+        found = maps[example[:, None], :, each]  # (positions, taps, channels)
         found[~inside.reshape(found.shape[:2])] = 0.0
         split = found.reshape(*found.shape[:2], self.groups, self.channels)
         return split.transpose(2, 0, 3, 1).reshape(self.groups, len(positions), self.columns)

@@ -8,7 +8,7 @@ output may change. Where the padding lies in a tensor is seen by what does chang
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,14 @@ class Mask:
     marker: float  # the value that does
     masked: tuple[str, ...]  # inputs (examples, positions, ...)
 
-    def padding(self, feed: Feed) -> Flags:
-        """Tell the padding, shape (examples, positions)."""
-        flags: Flags = _two_axes(feed[self.name]) == self.marker
+    def padding(self, array: Array) -> Flags:
+        """Tell the padding by the mask itself, shape (examples, positions)."""
+        flags: Flags = _two_axes(array) == self.marker
         return flags
 
     def refilled(self, feed: Feed) -> Feed:
         """Return a feed whose padding holds what is found elsewhere in it."""
-        padding = self.padding(feed)
+        padding = self.padding(feed[self.name])
         n_filled, n_others = np.count_nonzero(padding), np.count_nonzero(~padding)
         if not n_filled or not n_others:
             return feed
@@ -47,31 +47,30 @@ class Mask:
 
 
 def possible_masks(split: Split) -> list[Mask]:
-    """Every input of two values beside one with the same positions, with either value as the marker."""
-    found = []
+    """Every input of two values, with either as the marker, beside others with the same positions."""
     names = list(split.batches[0].inputs) if split.batches else []
-    for name in names:
-        values = _two_values(split, name)
-        masked = tuple(one for one in names if one != name and _reads_as(split, one, name))
-        found += [Mask(name, value, masked) for value in values if masked]
+    values = {name: _two_values(split, name) for name in names if len(names) > 1}
+    found = []
+    for name, markers in values.items():
+        masked = tuple(one for one, other in values.items() if not other and _reads_as(split, one, name))
+        found += [Mask(name, marker, masked) for marker in markers if masked]
     return found
 
 
 def most_padded(split: Split, mask: Mask, n_examples: int) -> Split:
-    """Return the examples with the most padding, those left out of which nothing else remains."""
-    parts = [mask.padding(feed).mean(axis=1) for feed in split.feeds(split.n_examples)]
-    shares = np.concatenate(parts)
+    """Return the examples with the most padding, after those of which nothing else would remain."""
+    shares = np.concatenate([mask.padding(array).mean(axis=1) for array in _arrays(split, mask.name)])
     order = np.argsort(np.where(shares < 1.0, -shares, 0.0), kind="stable")
     return split.rows(np.sort(order[:n_examples]))
 
 
 def padded_share(split: Split, mask: Mask) -> float:
     """Return how much of all positions is padding."""
-    flags = [mask.padding(feed).reshape(-1) for feed in split.feeds(split.n_examples)]
+    flags = [mask.padding(array).reshape(-1) for array in _arrays(split, mask.name)]
     return float(np.concatenate(flags).mean())
 
 
-def padding_of(changed: Flags, example_axis: int, masks: Iterable[Flags]) -> Flags | None:
+def padding_of(changed: Flags, example_axis: int, masks: Sequence[Flags]) -> Flags | None:
     """Find the padding of a tensor: the slices that hold whatever changed with the contents of padding.
 
     Attention scores between positions have no such slices: padding has a row and a column there.
@@ -86,11 +85,13 @@ def padding_of(changed: Flags, example_axis: int, masks: Iterable[Flags]) -> Fla
     """
     if not changed.any():
         return None
-    for mask in masks:
+    tightest: Flags | None = None
+    for mask in (*masks, *_unions(masks)):
         for flags in _laid_out(mask, changed.shape, example_axis):
-            if not (changed & ~flags).any():
-                return np.broadcast_to(flags, changed.shape)
-    return None
+            is_tighter = tightest is None or flags.mean() < tightest.mean()
+            if is_tighter and not (changed & ~flags).any():
+                tightest = flags
+    return None if tightest is None else np.broadcast_to(tightest, changed.shape)
 
 
 def differing(one: Array, other: Array) -> Flags:
@@ -99,6 +100,14 @@ def differing(one: Array, other: Array) -> Flags:
     if flags.any() and np.issubdtype(one.dtype, np.floating):
         flags &= ~(np.isnan(one) & np.isnan(other))
     return flags
+
+
+def _unions(masks: Sequence[Flags]) -> list[Flags]:
+    """What several masks of the same positions mark together."""
+    by_shape: dict[tuple[int, ...], list[Flags]] = {}
+    for mask in masks:
+        by_shape.setdefault(mask.shape, []).append(mask)
+    return [np.logical_or.reduce(alike) for alike in by_shape.values() if len(alike) > 1]
 
 
 def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterator[Flags]:
@@ -120,14 +129,24 @@ def _spread(flags: Flags, axes: Sequence[int], n_axes: int) -> Flags:
     return np.expand_dims(ordered, [axis for axis in range(n_axes) if axis not in axes])
 
 
-def _two_values(split: Split, name: str) -> Sequence[float]:
+def _arrays(split: Split, name: str) -> Iterator[Array]:
+    """One input, batch by batch."""
+    for batch in split.batches:
+        array = batch.inputs[name]
+        yield split.transform[name](array) if name in split.transform else array
+
+
+def _two_values(split: Split, name: str) -> tuple[float, ...]:
     """The two values of an input over all data; none if there are fewer or more."""
     values: set[float] = set()
-    for feed in split.feeds(1):
-        values.update(np.unique(feed[name]).tolist())
+    for array in (one for batch in split.batches for one in batch.inputs[name]):
+        values.update(np.unique(array).tolist())
         if len(values) > 2:
             return ()
-    return sorted(values) if len(values) == 2 else ()
+    if len(values) < 2:
+        return ()
+    raw = np.array(sorted(values), split.batches[0].inputs[name].dtype)
+    return tuple((split.transform[name](raw) if name in split.transform else raw).tolist())
 
 
 def _reads_as(split: Split, name: str, mask: str) -> bool:
@@ -137,5 +156,6 @@ def _reads_as(split: Split, name: str, mask: str) -> bool:
 
 
 def _two_axes(array: Array) -> Array:
-    """Leave out axes of one position, that of examples excepted: masks come ready to be broadcast."""
-    return array.reshape([size for axis, size in enumerate(array.shape) if axis == 0 or size != 1])
+    """Leave out axes of one between examples and positions: masks come ready to be broadcast."""
+    between = [size for size in array.shape[1:-1] if size != 1]
+    return array if array.ndim < 3 else array.reshape(len(array), *between, array.shape[-1])

@@ -21,6 +21,20 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 ALGORITHM_VERSION = 5  # part of every cache key; raise it when a stored figure changes its meaning
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A whole tensor: what a kernel meets that knows of no padding."""
+
+    low: float
+    high: float
+    n_values: int  # over all examples
+
+    def merge(self, other: Extent) -> Extent:
+        """Return the extent of both."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return Extent(low, high, self.n_values + other.n_values)
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Summaries of every tensor that may be quantised, and what layers read channel by channel."""
@@ -31,8 +45,18 @@ class Statistics:
     # (channels,) largest magnitudes of each tensor that a layer reads; the channels are those of the
     # layer: the last axis for a matrix product, axis 1 for a convolution.
     channel_maxima: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    # By input that marks padding: the share of its positions that it does, left out of all the rest.
+    # By input that marks padding: the share of its positions that it does, left out of the above.
     padding: Mapping[str, float] = field(default_factory=dict)
+    padded: Mapping[str, Extent] = field(default_factory=dict)  # tensors with padding, all of it counted
+
+    def extent(self, name: str) -> Extent:
+        """Return the extent of a tensor, with its padding.
+
+        Raises:
+            KeyError: There are no statistics of it.
+        """
+        one = self.tensors[name]
+        return self.padded.get(name) or Extent(one.low, one.high, one.n_values)
 
 
 def statistics_key(model_digest: str, data_digest: str, environment: Mapping[str, Any]) -> str:
@@ -67,6 +91,8 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             maxima=np.concatenate([np.zeros(0, np.float32), *maxima]),
             masks=np.array(list(statistics.padding), dtype=np.str_),
             padding=np.array(list(statistics.padding.values()), dtype=np.float64),
+            padded_names=np.array(list(statistics.padded), dtype=np.str_),
+            padded=np.array([[p.low, p.high, p.n_values] for p in statistics.padded.values()], np.float64),
         )
 
 
@@ -98,8 +124,10 @@ def load_statistics(path: Path) -> Statistics | None:
                 for name, low, high, exponent, counts in columns
             }
             shares = {str(n): float(x) for n, x in zip(file["masks"], file["padding"], strict=True)}
+            rows = zip(file["padded_names"], file["padded"], strict=True)
+            padded = {str(name): Extent(float(low), float(high), int(n)) for name, (low, high, n) in rows}
             seconds, maxima = float(file["seconds"]), _channel_maxima(file)
-            return Statistics(tensors, int(file["n_examples"]), seconds, maxima, shares)
+            return Statistics(tensors, int(file["n_examples"]), seconds, maxima, shares, padded)
     except _BROKEN:
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +20,7 @@ from autoq.graph.values import constant
 _ACTIVATION_BUDGET = 256 * 2**20
 _MAX_BATCH = 32
 _N_PROBED = 32  # examples that an input is tried as a mask on
+_FLOATS = ("float", "bfloat")
 _REFUSALS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -56,10 +57,10 @@ class SeenBatch:
         """The tensor without repeated examples, where its first axis allows to cut them."""
         return self._cut(self.arrays[name])
 
-    def unpadded(self, name: str) -> Array:
-        """The values of `real` that are no padding, in one row if there is any."""
+    def unpadded(self, name: str) -> Array | None:
+        """The values of `real` that are no padding, in one row; None if all are."""
         padding = self._padding(name)
-        return self.real(name) if padding is None else self.real(name)[~self._cut(padding)]
+        return None if padding is None else self.real(name)[~self._cut(padding)]
 
     def without_padding(self, name: str) -> Array:
         """The tensor of `real` with zeros for padding."""
@@ -105,6 +106,8 @@ class TensorRun:
         wanted: The tensors.
         split: The data.
         masks: Inputs that mark padding, as `find_masks` has found them.
+        unread_by: Wanted tensors that do not depend on padding. A batch in which one does, or that the
+            runtime refuses with other contents in it, counts as having none.
 
     Raises:
         DataError: There are no data, or the runtime refuses them.
@@ -112,12 +115,19 @@ class TensorRun:
     """
 
     def __init__(
-        self, model: FloatModel, wanted: Sequence[str], split: Split, masks: Sequence[Mask] = ()
+        self,
+        model: FloatModel,
+        wanted: Sequence[str],
+        split: Split,
+        masks: Sequence[Mask] = (),
+        *,
+        unread_by: Sequence[str] = (),
     ) -> None:
         found = {name: constant(model.graph.graph.initializers.get(name)) for name in wanted}
         self._constants = {name: array for name, array in found.items() if array is not None}
         self._session, self._shown = _open(model, [name for name in wanted if found[name] is None])
         self._split, self._masks = split, tuple(masks)
+        self._unread_by = tuple(unread_by)
         axis = model.summary.inputs[0].shape[0] if model.summary.inputs[0].shape else None
         self._fixed = axis if isinstance(axis, int) else None
         if split.n_examples == 0:
@@ -138,13 +148,36 @@ class TensorRun:
             n_real = len(next(iter(feed.values())))
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
             n_examples = len(next(iter(full.values())))
-            refilled = full
-            for mask in self._masks:
-                refilled = mask.refilled(refilled)
-            others = {} if refilled is full else self._arrays(refilled)
-            padding = tuple(mask.padding(full) for mask in self._masks)
-            yield SeenBatch(self._arrays(full), self._example_axes, done, n_examples, n_real, others, padding)
+            arrays, padding = self._arrays(full), tuple(mask.padding(full[mask.name]) for mask in self._masks)
+            others = self._refilled(full, arrays, self._masks)
+            yield SeenBatch(arrays, self._example_axes, done, n_examples, n_real, others or {}, padding)
             done += n_real
+
+    def ignores(self, mask: Mask) -> bool:
+        """Whether none of `unread_by` changes with other contents in what may be padding."""
+        seen = False
+        for feed in most_padded(self._split, mask, _N_PROBED).feeds(self._size):
+            full = feed if self._fixed is None else pad_batch(feed, self._fixed)
+            others = self._refilled(full, self._arrays(full), [mask])
+            if others is None:
+                return False
+            seen |= bool(others)
+        return seen
+
+    def _refilled(
+        self, feed: Feed, arrays: Mapping[str, Array], masks: Sequence[Mask]
+    ) -> dict[str, Array] | None:
+        """Run a batch with other contents in the padding: {} if it has none, None if something changes."""
+        refilled = feed
+        for mask in masks:
+            refilled = mask.refilled(refilled)
+        if refilled is feed:
+            return {}
+        try:
+            others = self._arrays(refilled)
+        except DataError:  # what is no padding may be what no model takes
+            return None
+        return others if all(_is_equal(arrays[name], others[name]) for name in self._unread_by) else None
 
     def _arrays(self, feed: Feed) -> dict[str, Array]:
         try:
@@ -168,25 +201,29 @@ class TensorRun:
 
 
 def find_masks(model: FloatModel, split: Split) -> tuple[Mask, ...]:
-    """Find the inputs that mark padding: other contents there leave every output as it is, bit by bit.
+    """Find the inputs that mark padding: with other contents there, every output is what it was.
+
+    Models whose outputs are all integers are not asked: a label may stay what it is by chance.
 
     Raises:
-        DataError: The runtime refuses a batch.
         ModelError: The runtime refuses the model.
+        DataError: It refuses the first example as it is.
     """
+    possible = possible_masks(split)
+    if not possible or not any(output.dtype.startswith(_FLOATS) for output in model.summary.outputs):
+        return ()
     outputs = [output.name for output in model.summary.outputs]
+    run = TensorRun(model, outputs, split, unread_by=outputs)
     found: dict[str, Mask] = {}
-    for mask in possible_masks(split):
-        probed = most_padded(split, mask, _N_PROBED)
-        seen = list(TensorRun(model, outputs, probed, [mask]).batches())
-        is_read = not any(differing(*pair).any() for one in seen for pair in _pairs(one, outputs))
-        if is_read and any(one.refilled for one in seen):
-            found.setdefault(mask.name, mask)
+    for mask in possible:
+        masked = tuple(name for name in mask.masked if run.ignores(replace(mask, masked=(name,))))
+        if masked:
+            found.setdefault(mask.name, replace(mask, masked=masked))
     return tuple(found.values())
 
 
-def _pairs(seen: SeenBatch, names: Sequence[str]) -> list[tuple[Array, Array]]:
-    return [(seen.arrays[name], seen.refilled[name]) for name in names if name in seen.refilled]
+def _is_equal(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and not differing(one, other).any()
 
 
 def _open(model: FloatModel, values: Sequence[str]) -> tuple[ort.InferenceSession, list[str]]:

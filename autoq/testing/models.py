@@ -105,14 +105,23 @@ class GraphBuilder:
         pooled = self.node("Flatten", self.node("GlobalAveragePool", source))
         return self.gemm(pooled, "fc", n_channels, n_classes)
 
-    def build(self, **outputs: tuple[str, Sequence[int | str]]) -> onnx.ModelProto:
-        """Finish the model; `outputs` maps the name of each output to its value and shape."""
+    def build(
+        self, integers: Sequence[str] = (), **outputs: tuple[str, Sequence[int | str]]
+    ) -> onnx.ModelProto:
+        """Finish the model.
+
+        Args:
+            integers: The outputs that are int64; the others are floats.
+            **outputs: The value and shape of each output.
+        """
         produced = {value: name for name, (value, _) in outputs.items()}
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [produced.get(name, name) for name in names]
         infos = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            helper.make_tensor_value_info(
+                name, TensorProto.INT64 if name in integers else TensorProto.FLOAT, shape
+            )
             for name, (_, shape) in outputs.items()
         ]
         graph = helper.make_graph(self._nodes, "tiny", self._inputs, infos, self._initializers)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from autoq.assembly.assemble import layer_weights
 from autoq.core.data import Array
+from autoq.graph.blocks import bias_add
 from autoq.graph.float_model import FloatModel
+from autoq.graph.values import constant
 
 WIDTH, N_HEADS, N_BLOCKS, EPSILON = 384, 12, 6, 1e-12
 INPUTS = ("input_ids", "attention_mask")
@@ -70,6 +72,10 @@ def load_encoder(model: FloatModel) -> SentenceEncoder:
     module = SentenceEncoder([one.shape[1] for one in rows])
     constants = ((name, one.const_value) for name, one in model.graph.graph.initializers.items())
     plain = {name: one.numpy() for name, one in constants if one is not None}
+    for node in (one for one in model.graph.graph if one.op_type == "MatMul"):
+        # Refitted biases are called otherwise.
+        values = () if (add := bias_add(node)) is None else map(constant, add.inputs)
+        plain |= {f"{node.name}.bias": array for array in values if array is not None}
     found = {ours: torch.tensor(_found(theirs, plain, weights)) for ours, theirs in _names().items()}
     module.load_state_dict(found)
     return module

@@ -1,6 +1,6 @@
 """What narrowing costs a sentence embedder, and how much of that a better order of its units could save.
 
-    python experiments/pruning/transformer.py BENCH_FOLDER [--home DIR]
+    python experiments/pruning/transformer.py BENCH_FOLDER [--only orders] [--home DIR]
 
 MiniLM's heads and feed-forward units, each alone, in float: refitted, and cut without a refit. Fisher scores
 (Kwon et al. 2022) take gradients of a torch module with the ONNX file's weights; they estimate what the model
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,14 @@ def units(subject: Subject) -> list[dict[str, Any]]:
 def trained(subject: Subject) -> dict[str, Any]:
     """Agreement after training a narrowed model on the test split, eight times what there is to calibrate."""
     widths = unit_widths(subject, TRAINED_SHARE)
-    split = subject.ready.data.test
-    assert split is not None
+    train = subject.ready.data.test
+    assert train is not None
     teacher = load_encoder(subject.ready.model)
     student = load_encoder(subject.narrowed(widths)).requires_grad_()
-    found = [torch_agreement(subject, student)]
-    feeds = [feed for one in by_length(split) for feed in one.feeds(N_AT_ONCE)]
+    split = subject.ready.data.search.take(N_SENTENCES)
+    wanted = subject.outputs(subject.ready.model.artifact, split)
+    found = [torch_agreement(subject, student, wanted)]
+    feeds = [feed for one in by_length(train) for feed in one.feeds(N_AT_ONCE)]
     adam, rng = torch.optim.Adam(student.parameters()), np.random.default_rng(0)
     for epoch in range(N_EPOCHS):
         for step, place in enumerate(rng.permutation(len(feeds))):
@@ -111,9 +114,9 @@ def trained(subject: Subject) -> dict[str, Any]:
             adam.zero_grad()
             distance(student, teacher, feeds[place]).backward()
             adam.step()
-        found.append(torch_agreement(subject, student))
+        found.append(torch_agreement(subject, student, wanted))
         print(f"  {TRAINED_SHARE:.0%} of the units, epoch {epoch + 1}: {found[-1]:.3f}", flush=True)
-    return {"share": TRAINED_SHARE, "sentences": split.n_examples, "agreement": found}
+    return {"share": TRAINED_SHARE, "sentences": train.n_examples, "agreement": found}
 
 
 def distance(student: SentenceEncoder, teacher: SentenceEncoder, feed: Feed) -> torch.Tensor:
@@ -138,12 +141,12 @@ def by_length(split: Split) -> list[Split]:
     ]
 
 
-def torch_agreement(subject: Subject, encoder: SentenceEncoder) -> float:
-    """Agreement of a torch module with the float model."""
+def torch_agreement(subject: Subject, encoder: SentenceEncoder, wanted: Array) -> float:
+    """Agreement of a torch module with embeddings of the float model."""
     split = subject.ready.data.search.take(N_SENTENCES)
     with torch.no_grad():
         found = [encoder(*(torch.tensor(feed[name]) for name in INPUTS)).numpy() for feed in split.feeds(50)]
-    return agreement_of(subject, np.concatenate(found), subject.outputs(subject.ready.model.artifact, split))
+    return agreement_of(subject, np.concatenate(found), wanted)
 
 
 def unit_widths(subject: Subject, share: float) -> dict[str, int]:
@@ -222,17 +225,26 @@ def agreement_of(subject: Subject, *embeddings: Array) -> float:
     return float(np.mean(load_metric(subject.ready.spec.metric).load()(found, wanted, None)))
 
 
+PARTS: dict[str, Callable[[Subject], Any]] = {
+    "orders": orders,
+    "heads": heads,
+    "units": units,
+    "trained": trained,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
     parser.add_argument("--home", type=Path, default=Path("autoq-home"))
+    parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     args = parser.parse_args()
     subject = Subject.open(args.bench, "minilm", args.home)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    parts = {"orders": orders, "heads": heads, "units": units, "trained": trained}
-    results["transformer"] = {name: part(subject) for name, part in parts.items()}
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    for name in args.only or PARTS:
+        results.setdefault("transformer", {})[name] = PARTS[name](subject)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

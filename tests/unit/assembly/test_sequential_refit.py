@@ -12,6 +12,7 @@ from autoq.calibration.moment_store import MomentStore
 from autoq.core.data import Batch, Split
 from autoq.testing.bench import ModelBench, build_bench, largest_difference
 from autoq.testing.models import (
+    N_TOKENS,
     GraphBuilder,
     attention,
     depthwise_cnn,
@@ -19,6 +20,7 @@ from autoq.testing.models import (
     inception,
     mlp,
     residual_cnn,
+    sentence_embedder,
 )
 
 BenchOf = Callable[[Callable[[], onnx.ModelProto]], ModelBench]
@@ -94,3 +96,20 @@ def test_a_model_that_prepares_its_input_is_refitted_from_the_first_layer_on(ben
         narrowed, narrower.kept_outputs(widths)
     )
     assert refitted.artifact.digest != narrowed.artifact.digest
+
+
+def test_what_is_in_the_padding_does_not_change_what_layers_become(bench_of: BenchOf) -> None:
+    bench = bench_of(sentence_embedder)
+    narrower = narrower_of(bench)
+    widths = {name: one.widths[0] for name, one in narrower.snapshots.items()}
+    narrowed, rng = narrower.narrow(widths), np.random.default_rng(0)
+    mask = (np.arange(12) < rng.integers(2, 12, 64)[:, None]).astype(np.int64)
+    tokens, fillers = rng.integers(0, 20, (2, *mask.shape))
+    digests = {
+        SequentialRefitter(bench.model, Split((Batch({"tokens": one, "mask": mask}),)))
+        .refit(narrowed, narrower.kept_outputs(widths))
+        .artifact.digest
+        for one in (tokens, np.where(mask, tokens, fillers), np.where(mask, tokens, N_TOKENS - 1))
+    }
+    assert len(digests) == 1
+    assert digests != {narrowed.artifact.digest}

@@ -9,11 +9,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from autoq.calibration import collect
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.masks import Flags, Mask, most_padded, padding_of, possible_masks
 from autoq.calibration.moment_store import MomentStore
 from autoq.calibration.tensor_run import find_masks
-from autoq.core.data import Array, Batch, Feed, Split
+from autoq.core.data import Affine, Array, Batch, Feed, Split
 from autoq.graph.blocks import find_blocks, quantizable_values
 from autoq.graph.float_model import FloatModel, build_float_model
 from autoq.testing.models import N_TOKENS, GraphBuilder, sentence_embedder
@@ -56,8 +57,15 @@ def test_either_value_of_an_input_of_two_may_mark_padding_in_those_of_its_positi
     feed = sentences() | {"vectors": np.ones((11, 12, 3), np.float32), "weights": np.ones((11, 5))}
     masked = ("tokens", "vectors")
     assert possible_masks(split_of(feed)) == [Mask("mask", 0, masked), Mask("mask", 1, masked)]
-    ready = {**feed, "mask": np.where(feed["mask"], 0.0, -np.inf)[:, None, None]}
-    assert possible_masks(split_of(ready)) == [Mask("mask", -np.inf, masked), Mask("mask", 0, masked)]
+    ready = {**feed, "mask": np.where(feed["mask"], 0.0, -1e4)[:, None, None]}
+    assert possible_masks(split_of(ready)) == [Mask("mask", -1e4, masked), Mask("mask", 0, masked)]
+    raw = Split((Batch(feed),), {"mask": Affine(-1e4, 1e4)})
+    assert {mask.marker for mask in possible_masks(raw)} == {0, 1e4}
+    single = {name: array[:, :1] for name, array in feed.items()}
+    assert possible_masks(split_of(feed, single)) == [Mask("mask", 0, masked), Mask("mask", 1, masked)]
+    # Masks are not filled: another that marks the same would say that there is something to be read.
+    twice = {**feed, "other": 1 - feed["mask"]}
+    assert {mask.masked for mask in possible_masks(split_of(twice))} == {masked}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +133,21 @@ def test_scores_between_positions_and_what_does_not_change_have_no_padding() -> 
     assert padding_of(scores, 0, [mask]) is None
     assert padding_of(np.zeros((4, 5, 6), np.bool_), 0, [mask]) is None
     assert padding_of(np.ones((4, 7, 6), np.bool_), 0, [mask]) is None
-    rows = np.broadcast_to(mask[:, None, :, None], scores.shape)  # behind the mask
-    found = padding_of(rows & ~scores.transpose(0, 1, 3, 2) | rows, 0, [mask])
+    rows, columns = (
+        np.broadcast_to(one, scores.shape) for one in (mask[:, None, :, None], mask[:, None, None])
+    )
+    found = padding_of(rows & ~columns, 0, [mask])  # behind the mask keys of padding weigh nothing
     np.testing.assert_array_equal(found, rows)
+
+
+def test_of_several_masks_the_one_that_leaves_most_counts_or_all_together() -> None:
+    short, long = (np.arange(5) >= np.array(ends)[:, None] for ends in ([2, 5, 1, 3], [4, 5, 3, 3]))
+    changed = np.broadcast_to(long[..., None], (4, 5, 6))
+    for masks in ([short, long], [long, short]):
+        np.testing.assert_array_equal(padding_of(changed, 0, masks), changed)
+    first = np.arange(5) < np.array([1, 0, 0, 2])[:, None]
+    both = np.broadcast_to((first | short)[..., None], (4, 5, 6))
+    np.testing.assert_array_equal(padding_of(both, 0, [first, short, np.ones((4, 7), np.bool_)]), both)
 
 
 def test_an_input_is_a_mask_if_no_output_reads_what_it_marks() -> None:
@@ -162,9 +182,71 @@ def every_position_is_an_output() -> onnx.ModelProto:
     return net.build(scores=(net.linear(net.node("Add", x, total), "fc", 8, 4), ("batch", "length", 4)))
 
 
-@pytest.mark.parametrize("make", [kinds_are_read, every_position_is_an_output])
+def labelled() -> onnx.ModelProto:
+    """The only output is a class: it may stay what it is whatever changes."""
+    net = GraphBuilder()
+    tokens, mask = (
+        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
+    )
+    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    kept = net.node("Gather", table, net.node("Mul", tokens, mask))
+    pooled = net.node("ReduceMean", kept, net.constant("axes", [1], np.int64), keepdims=0)
+    scores = net.gemm(pooled, "fc", 8, 4)
+    return net.build(["label"], label=(net.node("ArgMax", scores, axis=1, keepdims=0), ("batch",)))
+
+
+def as_many_rows_as_are_found() -> onnx.ModelProto:
+    """The size of an output depends on what is in the padding."""
+    net = GraphBuilder()
+    tokens, mask = (
+        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
+    )
+    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    x = net.node("Gather", table, net.node("Mul", tokens, mask))
+    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
+    rows = net.node(
+        "Transpose", net.node("NonZero", net.node("Equal", tokens, net.constant("pad", PAD, np.int64)))
+    )
+    return net.build(["rows"], logits=(net.gemm(pooled, "fc", 8, 4), ("batch", 4)), rows=(rows, ("found", 2)))
+
+
+@pytest.mark.parametrize(
+    "make", [kinds_are_read, every_position_is_an_output, labelled, as_many_rows_as_are_found]
+)
 def test_what_an_output_depends_on_is_no_padding(make: Callable[[], onnx.ModelProto]) -> None:
     assert masks_of(make, sentences()) == []
+
+
+def masked_lookup(n_tokens: int = 2 * N_TOKENS) -> onnx.ModelProto:
+    """What is padding is looked up as the first token, of one sequence or of two."""
+    net = GraphBuilder()
+    names = ("tokens", "mask")
+    tokens, mask = (net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in names)
+    others = net.input("others", "batch", "length", dtype=TensorProto.INT64)
+    table = net.constant("table.weight", net.rng.standard_normal((n_tokens, 8)))
+    axes = net.constant("axes", [1], np.int64)
+    parts = [net.node("Gather", table, one) for one in (net.node("Mul", tokens, mask), others)]
+    pooled = [net.node("ReduceMean", part, axes, keepdims=0) for part in parts]
+    return net.build(logits=(net.gemm(net.node("Add", *pooled), "fc", 8, 4), ("batch", 4)))
+
+
+def test_what_the_runtime_refuses_in_the_place_of_padding_is_no_padding() -> None:
+    feed = sentences()
+    feed |= {"tokens": np.where(feed["mask"], feed["tokens"], -1000), "others": feed["tokens"].clip(0, 9)}
+    [mask] = find_masks(model_of(masked_lookup()), split_of(feed))
+    # The other sequence has no mask: all of it is read.
+    assert (mask.name, mask.marker, mask.masked) == ("mask", 0, ("tokens",))
+
+
+def test_a_batch_whose_output_depends_on_padding_is_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, feed = model_of(kinds_are_read()), sentences()
+    values = quantizable_values(find_blocks(model.graph))
+    expected = collect_statistics(model, values, split_of(feed))
+    monkeypatch.setattr(collect, "find_masks", lambda model, split: (Mask("mask", 0, ("tokens",)),))
+    found = collect_statistics(model, values, split_of(feed))
+    assert found.padding == {}
+    for name, one in expected.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name].counts, one.counts)
 
 
 def test_statistics_of_padded_data_are_those_of_the_data_without_padding(tmp_path: Path) -> None:
@@ -188,6 +270,13 @@ def test_statistics_of_padded_data_are_those_of_the_data_without_padding(tmp_pat
     # what it has set to zero, do not depend on the contents of padding.
     assert {name.rsplit("_", 1)[0] for name in others} == {"matmul", "softmax", "unsqueeze", "mul"}
     assert len(others) == 4
+    # Kernels meet the padding too: those that find a range at run time, and those that convert.
+    whole = collect_statistics(model, values, split_of({**feed, "mask": np.ones_like(feed["mask"])}))
+    assert whole.padding == {}
+    for name in set(values) - others - {name for name in values if name.startswith("where")}:
+        assert found.extent(name).n_values == whole.tensors[name].n_values
+        assert found.extent(name).low <= found.tensors[name].low
+        assert found.extent(name).high >= found.tensors[name].high
     for name, maxima in expected.channel_maxima.items():
         np.testing.assert_allclose(found.channel_maxima[name], maxima, rtol=1e-5, atol=1e-6)
     for layer in model.summary.layers:
@@ -211,6 +300,10 @@ def test_padding_takes_no_part_of_the_vectors_that_are_wanted(
     monkeypatch.setattr("autoq.calibration.moments._VECTORS_PER_COLUMN", 0)
     store = MomentStore(tmp_path)
     collect_statistics(model, [], split_of(feed), moments=store)
-    moments = store.get("project")
+    plain = MomentStore(tmp_path / "plain")
+    collect_statistics(model, [], unpadded(feed), moments=plain)
+    moments, expected = (one.get("project") for one in (store, plain))
     assert moments is not None
-    assert moments.n_rows == (20, 20)
+    assert expected is not None
+    assert moments.n_rows == expected.n_rows == (20, 20)
+    np.testing.assert_allclose(moments.mean, expected.mean, rtol=1e-4, atol=1e-5)

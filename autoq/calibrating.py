@@ -95,19 +95,28 @@ class Calibrator:
         moments = self.moments(model)
         known = load_statistics(path)
         if known is not None and moments.is_complete:
-            self._listener.on_note(f"statistics: reused, {known.n_examples} examples collected earlier")
+            self._listener.on_note(
+                f"statistics: reused, {known.n_examples} examples collected earlier{_padding_left_out(known)}"
+            )
             return known
         self._listener.on_phase("statistics", f"one pass over {self.calibration.n_examples} examples")
         with machine_clock():
             values = quantizable_values(find_blocks(model.graph))
             statistics = collect_statistics(model, values, self.calibration, moments=moments)
             save_statistics(statistics, path)
-        parts = [f"{share:.0%} of the positions are padding ({n})" for n, share in statistics.padding.items()]
-        left_out = f"; {', '.join(parts)} and left out" if parts else ""
         self._listener.on_note(
-            f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches{left_out}"
+            f"statistics: collected in {statistics.seconds:.1f} s, kept for later searches"
+            f"{_padding_left_out(statistics)}"
         )
         return statistics
+
+
+def _padding_left_out(statistics: Statistics) -> str:
+    if not statistics.padding:
+        return ""
+    masks = ", ".join(f"{share:.0%} of the positions by {name}" for name, share in statistics.padding.items())
+    n_padded, n_all = len(statistics.padded), len(statistics.tensors)
+    return f"; padding ({masks}) is left out of {n_padded} of {n_all} tensors"
 
 
 def key_of(model: FloatModel, data_digest: str, environment: Mapping[str, Any]) -> str:

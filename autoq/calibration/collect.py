@@ -131,7 +131,7 @@ class _Summary:
             return
         try:
             whole = summarize(array)
-            fresh = whole if unpadded is None else summarize(unpadded)
+            fresh = whole if unpadded is None or not unpadded.size else summarize(unpadded)
         except ValueError as error:
             raise _not_finite(name) from error
         extent = Extent(whole.low, whole.high, whole.n_values)

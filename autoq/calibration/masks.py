@@ -26,7 +26,7 @@ class Mask:
 
     name: str
     marker: float  # the value that does
-    masked: tuple[str, ...]  # inputs (examples, positions, ...)
+    masked: tuple[tuple[str, int], ...]  # inputs, and their axis of positions; the first is of examples
 
     def padding(self, array: Array) -> Flags:
         """Tell the padding by the mask itself, shape (examples, positions)."""
@@ -40,9 +40,10 @@ class Mask:
         if not n_filled or not n_others:
             return feed
         chosen, filled = np.random.default_rng(_SEED).integers(n_others, size=n_filled), dict(feed)
-        for name in self.masked:
+        for name, axis in self.masked:
             filled[name] = feed[name].copy()
-            filled[name][padding] = feed[name][~padding][chosen]
+            rows = np.moveaxis(filled[name], axis, 1)  # a view
+            rows[padding] = rows[~padding][chosen]
         return filled
 
 
@@ -52,7 +53,8 @@ def possible_masks(split: Split) -> list[Mask]:
     values = {name: _two_values(split, name) for name in names if len(names) > 1}
     found = []
     for name, markers in values.items():
-        masked = tuple(one for one, other in values.items() if not other and _reads_as(split, one, name))
+        others = (one for one, other in values.items() if not other) if markers else ()
+        masked = tuple((one, axis) for one in others for axis in _position_axes(split, one, name))
         found += [Mask(name, marker, masked) for marker in markers if masked]
     return found
 
@@ -70,28 +72,21 @@ def padded_share(split: Split, mask: Mask) -> float:
     return float(np.concatenate(flags).mean())
 
 
-def padding_of(changed: Flags, example_axis: int, masks: Sequence[Flags]) -> Flags | None:
+def padding_of(changed: Flags, example_axis: int, mask: Flags) -> Flags | None:
     """Find the padding of a tensor: the slices that hold whatever changed with the contents of padding.
 
     Attention scores between positions have no such slices: padding has a row and a column there.
 
     Args:
         changed: The elements that did.
-        example_axis: The axis that runs over examples, or over them and what was merged behind them.
-        masks: Padding of the inputs, each (examples, positions).
+        example_axis: The axis that runs over examples, alone or with what was merged into it.
+        mask: Padding of the inputs, (examples, positions).
 
     Returns:
-        Flags of all elements, a view; None if there is no padding.
+        Flags of all elements, a view; None if there are no such slices.
     """
-    if not changed.any():
-        return None
-    tightest: Flags | None = None
-    for mask in (*masks, *_unions(masks)):
-        for flags in _laid_out(mask, changed.shape, example_axis):
-            is_tighter = tightest is None or flags.mean() < tightest.mean()
-            if is_tighter and not (changed & ~flags).any():
-                tightest = flags
-    return None if tightest is None else np.broadcast_to(tightest, changed.shape)
+    covering = [one for one in _laid_out(mask, changed.shape, example_axis) if not (changed & ~one).any()]
+    return np.broadcast_to(min(covering, key=np.mean), changed.shape) if covering else None
 
 
 def differing(one: Array, other: Array) -> Flags:
@@ -102,14 +97,6 @@ def differing(one: Array, other: Array) -> Flags:
     return flags
 
 
-def _unions(masks: Sequence[Flags]) -> list[Flags]:
-    """What several masks of the same positions mark together."""
-    by_shape: dict[tuple[int, ...], list[Flags]] = {}
-    for mask in masks:
-        by_shape.setdefault(mask.shape, []).append(mask)
-    return [np.logical_or.reduce(alike) for alike in by_shape.values() if len(alike) > 1]
-
-
 def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterator[Flags]:
     """Lay a mask along the axes of a tensor that can be its own; what comes of it broadcasts."""
     n_examples, n_positions = mask.shape
@@ -117,7 +104,8 @@ def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterato
     if rest:
         return
     if n_merged == n_positions:
-        yield _spread(mask.reshape(-1), (example_axis,), len(shape))
+        for order in (mask, mask.T):
+            yield _spread(order.reshape(-1), (example_axis,), len(shape))
     repeated = mask.repeat(n_merged, axis=0)
     for axis, size in enumerate(shape):
         if size == n_positions and axis != example_axis:
@@ -149,13 +137,16 @@ def _two_values(split: Split, name: str) -> tuple[float, ...]:
     return tuple((split.transform[name](raw) if name in split.transform else raw).tolist())
 
 
-def _reads_as(split: Split, name: str, mask: str) -> bool:
-    """Whether an input has the examples and positions of a mask."""
-    shapes = [(_two_axes(batch.inputs[mask]).shape, batch.inputs[name].shape) for batch in split.batches]
-    return all(len(one) == 2 and other[:2] == one for one, other in shapes)
+def _position_axes(split: Split, name: str, mask: str) -> list[int]:
+    """The axes of an input, whose first is of examples, that may run over the positions of a mask."""
+    axes = set(range(1, split.batches[0].inputs[name].ndim))
+    for batch in split.batches:
+        positions, shape = _two_axes(batch.inputs[mask]).shape, batch.inputs[name].shape
+        axes = {axis for axis in axes if len(positions) == 2 and shape[axis] == positions[1]}
+    return sorted(axes)
 
 
 def _two_axes(array: Array) -> Array:
-    """Leave out axes of one between examples and positions: masks come ready to be broadcast."""
-    between = [size for size in array.shape[1:-1] if size != 1]
-    return array if array.ndim < 3 else array.reshape(len(array), *between, array.shape[-1])
+    """Leave out axes of one beside examples and positions: masks come ready to be broadcast."""
+    others = [size for size in array.shape[1:] if size != 1]
+    return array if array.ndim < 3 else array.reshape(len(array), *(others or [1]))

@@ -49,8 +49,8 @@ class SeenBatch:
     first: int  # position of the first example in the split
     n_examples: int  # with those repeated
     n_real: int
-    refilled: Mapping[str, Array] = field(default_factory=dict)  # the tensors, padding of other contents
-    masks: tuple[Flags, ...] = ()  # padding of the inputs, each (examples, positions)
+    # By mask: padding of the inputs, (examples, positions), and the tensors with other contents there.
+    refilled: tuple[tuple[Flags, Mapping[str, Array]], ...] = ()
     _known: dict[str, Flags | None] = field(default_factory=dict, init=False)
 
     def real(self, name: str) -> Array:
@@ -77,15 +77,24 @@ class SeenBatch:
         return None if padding is None else self._examples_first(name, padding)
 
     def _padding(self, name: str) -> Flags | None:
-        """Which elements of a tensor are padding; None if there is none."""
+        """Which elements of a tensor are padding of any mask; None if there is none."""
         if name not in self._known:
-            array, axis = self.arrays[name], self.example_axes.get(name)
-            other = self.refilled.get(name, array)
-            if other is array or axis is None or other.shape != array.shape:
-                self._known[name] = None
-            else:
-                self._known[name] = padding_of(differing(array, other), axis, self.masks)
+            found = [self._padding_by(mask, name, others[name]) for mask, others in self.refilled]
+            # What depends on padding in another way than by its positions counts as a whole.
+            marked = [flags for flags in found if flags is not None and flags.any()]
+            is_padded = bool(marked) and all(flags is not None for flags in found)
+            self._known[name] = np.logical_or.reduce(marked) if is_padded else None
         return self._known[name]
+
+    def _padding_by(self, mask: Flags, name: str, other: Array) -> Flags | None:
+        """What one mask marks in a tensor; None if the tensor depends on it in another way."""
+        array, axis = self.arrays[name], self.example_axes.get(name)
+        if array.shape != other.shape:
+            return None
+        changed = differing(array, other)
+        if not changed.any():
+            return changed
+        return None if axis is None else padding_of(changed, axis, mask)
 
     def _cut(self, array: Array) -> Array:
         is_longer = self.n_real < self.n_examples and array.ndim > 0 and len(array) == self.n_examples
@@ -137,20 +146,21 @@ class TensorRun:
         if self._fixed is not None:
             self._size = self._fixed
         else:
-            per_example = sum(arrays[name].nbytes for name in self._shown) * (2 if masks else 1)
+            per_example = sum(arrays[name].nbytes for name in self._shown) * (1 + len(self._masks))
             self._size = int(np.clip(_ACTIVATION_BUDGET // max(per_example, 1), 1, _MAX_BATCH))
         self._example_axes = self._find_example_axes(first, arrays)
 
     def batches(self) -> Iterator[SeenBatch]:
-        """Run all data once; where there is padding, the batch a second time with other contents in it."""
+        """Run all data once, and each batch again for every mask that marks padding in it."""
         done = 0
         for feed in self._split.feeds(self._size):
             n_real = len(next(iter(feed.values())))
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
             n_examples = len(next(iter(full.values())))
-            arrays, padding = self._arrays(full), tuple(mask.padding(full[mask.name]) for mask in self._masks)
-            others = self._refilled(full, arrays, self._masks)
-            yield SeenBatch(arrays, self._example_axes, done, n_examples, n_real, others or {}, padding)
+            arrays = self._arrays(full)
+            found = [(mask, self._refilled(full, arrays, mask)) for mask in self._masks]
+            refilled = tuple((mask.padding(full[mask.name]), others) for mask, others in found if others)
+            yield SeenBatch(arrays, self._example_axes, done, n_examples, n_real, refilled)
             done += n_real
 
     def ignores(self, mask: Mask) -> bool:
@@ -158,19 +168,15 @@ class TensorRun:
         seen = False
         for feed in most_padded(self._split, mask, _N_PROBED).feeds(self._size):
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
-            others = self._refilled(full, self._arrays(full), [mask])
+            others = self._refilled(full, self._arrays(full), mask)
             if others is None:
                 return False
             seen |= bool(others)
         return seen
 
-    def _refilled(
-        self, feed: Feed, arrays: Mapping[str, Array], masks: Sequence[Mask]
-    ) -> dict[str, Array] | None:
+    def _refilled(self, feed: Feed, arrays: Mapping[str, Array], mask: Mask) -> dict[str, Array] | None:
         """Run a batch with other contents in the padding: {} if it has none, None if something changes."""
-        refilled = feed
-        for mask in masks:
-            refilled = mask.refilled(refilled)
+        refilled = mask.refilled(feed)
         if refilled is feed:
             return {}
         try:
@@ -216,7 +222,7 @@ def find_masks(model: FloatModel, split: Split) -> tuple[Mask, ...]:
     run = TensorRun(model, outputs, split, unread_by=outputs)
     found: dict[str, Mask] = {}
     for mask in possible:
-        masked = tuple(name for name in mask.masked if run.ignores(replace(mask, masked=(name,))))
+        masked = tuple(one for one in mask.masked if run.ignores(replace(mask, masked=(one,))))
         if masked:
             found.setdefault(mask.name, replace(mask, masked=masked))
     return tuple(found.values())

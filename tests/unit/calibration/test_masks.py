@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from autoq.calibration import collect
+from autoq.calibration import collect, tensor_run
 from autoq.calibration.collect import collect_statistics
 from autoq.calibration.masks import Flags, Mask, most_padded, padding_of, possible_masks
 from autoq.calibration.moment_store import MomentStore
@@ -54,14 +54,19 @@ def masks_of(make: Callable[[], onnx.ModelProto], feed: Feed) -> list[tuple[str,
 
 
 def test_either_value_of_an_input_of_two_may_mark_padding_in_those_of_its_positions() -> None:
-    feed = sentences() | {"vectors": np.ones((11, 12, 3), np.float32), "weights": np.ones((11, 5))}
-    masked = ("tokens", "vectors")
+    feed = sentences() | {
+        "vectors": np.ones((11, 12, 3), np.float32),
+        "frames": np.ones((11, 12, 12), np.float32),
+        "weights": np.ones((11, 5)),
+    }
+    masked = (("tokens", 1), ("vectors", 1), ("frames", 1), ("frames", 2))
     assert possible_masks(split_of(feed)) == [Mask("mask", 0, masked), Mask("mask", 1, masked)]
-    ready = {**feed, "mask": np.where(feed["mask"], 0.0, -1e4)[:, None, None]}
-    assert possible_masks(split_of(ready)) == [Mask("mask", -1e4, masked), Mask("mask", 0, masked)]
+    for shape in ((11, 1, 1, 12), (11, 12, 1)):
+        ready = {**feed, "mask": np.where(feed["mask"], 0.0, -1e4).reshape(shape)}
+        assert possible_masks(split_of(ready)) == [Mask("mask", -1e4, masked), Mask("mask", 0, masked)]
     raw = Split((Batch(feed),), {"mask": Affine(-1e4, 1e4)})
     assert {mask.marker for mask in possible_masks(raw)} == {0, 1e4}
-    single = {name: array[:, :1] for name, array in feed.items()}
+    single = {name: array[:, :1, :1] if name == "frames" else array[:, :1] for name, array in feed.items()}
     assert possible_masks(split_of(feed, single)) == [Mask("mask", 0, masked), Mask("mask", 1, masked)]
     # Masks are not filled: another that marks the same would say that there is something to be read.
     twice = {**feed, "other": 1 - feed["mask"]}
@@ -85,13 +90,17 @@ def test_no_other_input_is_a_mask(feed: Feed) -> None:
 
 
 def test_padding_gets_the_contents_of_other_positions_and_nothing_else_changes() -> None:
-    feed, mask = sentences(), Mask("mask", 0, ("tokens",))
+    feed, mask = sentences(), Mask("mask", 0, (("tokens", 1),))
     before = feed["tokens"].copy()
     filled, padding = mask.refilled(feed), feed["mask"] == 0
     np.testing.assert_array_equal(feed["tokens"], before)
     np.testing.assert_array_equal(filled["mask"], feed["mask"])
     np.testing.assert_array_equal(filled["tokens"][~padding], before[~padding])
     assert (filled["tokens"][padding] != PAD).all()
+    frames = np.random.default_rng(1).standard_normal((11, 3, 12))
+    filled_frames = Mask("mask", 0, (("frames", 2),)).refilled(feed | {"frames": frames})["frames"]
+    same = np.all(filled_frames == frames, axis=1)
+    np.testing.assert_array_equal(same, ~padding)
     for value in (0, 1):  # nothing to fill it with, nothing to be filled
         alike = feed | {"mask": np.full_like(feed["mask"], value)}
         assert mask.refilled(alike) is alike
@@ -99,7 +108,7 @@ def test_padding_gets_the_contents_of_other_positions_and_nothing_else_changes()
 
 def test_a_mask_is_tried_on_the_examples_that_it_leaves_the_least_of() -> None:
     feed = sentences(np.array([5, 2, 0, 9, 1, 7]))
-    found = most_padded(split_of(feed), Mask("mask", 0, ("tokens",)), 3)
+    found = most_padded(split_of(feed), Mask("mask", 0, (("tokens", 1),)), 3)
     [batch] = found.batches
     np.testing.assert_array_equal(batch.inputs["tokens"], feed["tokens"][[0, 1, 4]])
 
@@ -109,12 +118,21 @@ def test_a_mask_is_tried_on_the_examples_that_it_leaves_the_least_of() -> None:
     [
         (lambda rows: rows, 0),
         (lambda rows: rows.reshape(20, 6), 0),
+        (lambda rows: rows.transpose(1, 0, 2).reshape(20, 6), 0),
         (lambda rows: rows.transpose(1, 0, 2), 1),
         (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 1, 3), 0),
         (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 1, 3).reshape(8, 5, 3), 0),
         (lambda rows: rows.reshape(4, 5, 2, 3).transpose(0, 2, 3, 1).reshape(8, 3, 5), 0),
     ],
-    ids=["positions", "merged", "positions first", "heads", "heads merged", "keys"],
+    ids=[
+        "positions",
+        "merged",
+        "positions first and merged",
+        "positions first",
+        "heads",
+        "heads merged",
+        "keys",
+    ],
 )
 def test_padding_is_found_wherever_positions_lie(
     lay_out: Callable[[Flags], Flags], example_axis: int
@@ -122,32 +140,22 @@ def test_padding_is_found_wherever_positions_lie(
     mask = np.arange(5) >= np.array([2, 5, 1, 3])[:, None]
     whole = np.broadcast_to(mask[..., None], (4, 5, 6))
     changed = whole & (np.random.default_rng(0).random(whole.shape) < 0.6)  # zeros stay zeros behind a Relu
-    found = padding_of(lay_out(changed), example_axis, [~mask, mask])
+    found = padding_of(lay_out(changed), example_axis, mask)
     assert found is not None
     np.testing.assert_array_equal(found, lay_out(whole))
 
 
-def test_scores_between_positions_and_what_does_not_change_have_no_padding() -> None:
+def test_scores_between_positions_have_no_padding_before_the_mask() -> None:
     mask = np.arange(5) >= np.array([2, 5, 1, 3])[:, None]
     scores = np.broadcast_to(mask[:, None, :, None] | mask[:, None, None, :], (4, 2, 5, 5))
-    assert padding_of(scores, 0, [mask]) is None
-    assert padding_of(np.zeros((4, 5, 6), np.bool_), 0, [mask]) is None
-    assert padding_of(np.ones((4, 7, 6), np.bool_), 0, [mask]) is None
+    assert padding_of(scores, 0, mask) is None
+    assert padding_of(np.ones((4, 5, 6), np.bool_), 0, mask) is None
+    assert padding_of(np.ones((4, 7, 6), np.bool_), 0, mask) is None
     rows, columns = (
         np.broadcast_to(one, scores.shape) for one in (mask[:, None, :, None], mask[:, None, None])
     )
-    found = padding_of(rows & ~columns, 0, [mask])  # behind the mask keys of padding weigh nothing
+    found = padding_of(rows & ~columns, 0, mask)  # behind the mask keys of padding weigh nothing
     np.testing.assert_array_equal(found, rows)
-
-
-def test_of_several_masks_the_one_that_leaves_most_counts_or_all_together() -> None:
-    short, long = (np.arange(5) >= np.array(ends)[:, None] for ends in ([2, 5, 1, 3], [4, 5, 3, 3]))
-    changed = np.broadcast_to(long[..., None], (4, 5, 6))
-    for masks in ([short, long], [long, short]):
-        np.testing.assert_array_equal(padding_of(changed, 0, masks), changed)
-    first = np.arange(5) < np.array([1, 0, 0, 2])[:, None]
-    both = np.broadcast_to((first | short)[..., None], (4, 5, 6))
-    np.testing.assert_array_equal(padding_of(both, 0, [first, short, np.ones((4, 7), np.bool_)]), both)
 
 
 def test_an_input_is_a_mask_if_no_output_reads_what_it_marks() -> None:
@@ -235,18 +243,52 @@ def test_what_the_runtime_refuses_in_the_place_of_padding_is_no_padding() -> Non
     feed |= {"tokens": np.where(feed["mask"], feed["tokens"], -1000), "others": feed["tokens"].clip(0, 9)}
     [mask] = find_masks(model_of(masked_lookup()), split_of(feed))
     # The other sequence has no mask: all of it is read.
-    assert (mask.name, mask.marker, mask.masked) == ("mask", 0, ("tokens",))
+    assert (mask.name, mask.marker, mask.masked) == ("mask", 0, (("tokens", 1),))
 
 
 def test_a_batch_whose_output_depends_on_padding_is_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model, feed = model_of(kinds_are_read()), sentences()
     values = quantizable_values(find_blocks(model.graph))
     expected = collect_statistics(model, values, split_of(feed))
-    monkeypatch.setattr(collect, "find_masks", lambda model, split: (Mask("mask", 0, ("tokens",)),))
+    monkeypatch.setattr(collect, "find_masks", lambda model, split: (Mask("mask", 0, (("tokens", 1),)),))
     found = collect_statistics(model, values, split_of(feed))
     assert found.padding == {}
     for name, one in expected.tensors.items():
         np.testing.assert_array_equal(found.tensors[name].counts, one.counts)
+
+
+def two_towers() -> onnx.ModelProto:
+    """Scores between the positions of one sequence, and the mean of another."""
+    net = GraphBuilder()
+    names = ("tokens", "mask", "others", "other_mask")
+    tokens, mask, others, other_mask = (
+        net.input(n, "batch", "length", dtype=TensorProto.INT64) for n in names
+    )
+    table = net.weight("table.weight", N_TOKENS, 8, fan_in=8)
+    x, y = (net.node("Gather", table, one) for one in (tokens, others))
+    scores = net.node("MatMul", net.linear(x, "query", 8, 8), net.node("Transpose", x, perm=[0, 2, 1]))
+    axis, last = (net.constant(name, [at], np.int64) for name, at in (("one", 1), ("two", 2)))
+    weights = [net.node("Cast", one, to=TensorProto.FLOAT) for one in (mask, other_mask)]
+    rows, columns = (net.node("Unsqueeze", weights[0], one) for one in (axis, last))
+    attended = net.node("MatMul", net.node("Mul", net.node("Mul", scores, rows), columns), x)
+    read = net.node("Mul", net.linear(y, "other", 8, 8), net.node("Unsqueeze", weights[1], last))
+    pooled = [net.node("ReduceMean", one, axis, keepdims=0) for one in (attended, read)]
+    return net.build(logits=(net.gemm(net.node("Add", *pooled), "fc", 8, 4), ("batch", 4)))
+
+
+@pytest.mark.parametrize("n_others", [(0, 5), (3, 0), (12, 4)])
+def test_a_mask_marks_padding_in_what_depends_on_its_own_inputs_alone(
+    n_others: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the other sequence is empty, its padding is everywhere."""
+    model, feed = model_of(two_towers()), sentences(np.array([7, 12, 7, 12]))
+    other_mask = (np.arange(12) < np.tile(n_others, 2)[:, None]).astype(np.int64)
+    feed |= {"others": sentences(np.full(4, 12), seed=3)["tokens"], "other_mask": other_mask}
+    monkeypatch.setattr(tensor_run, "_MAX_BATCH", 2)
+    found = collect_statistics(model, quantizable_values(find_blocks(model.graph)), split_of(feed))
+    assert found.tensors["matmul_5"].n_values == 4 * 12 * 12  # scores, before any mask
+    assert found.tensors["add_3"].n_values == 8 * (7 + 12 + 7 + 12)
+    assert found.tensors["add_14"].n_values == 8 * 2 * sum(n_others)
 
 
 def test_statistics_of_padded_data_are_those_of_the_data_without_padding(tmp_path: Path) -> None:

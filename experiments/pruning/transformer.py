@@ -91,10 +91,10 @@ def units(subject: Subject) -> list[dict[str, Any]]:
             "widths": sorted(set(widths.values())),
             "nested": agreement(subject, nested.artifact),
             "sequential": agreement(subject, sequential.artifact),
+            "over": subject.speedups(subject.int8(nested)),
         }
-        print(
-            "  {share:.0%} of the units: {nested:.3f}, sequential {sequential:.3f}".format(**row), flush=True
-        )
+        told = "{share:.0%} of the units: {nested:.3f}, sequential {sequential:.3f}".format(**row)
+        print(f"  {told}; int8 is {row['over']['int8']['factor']:.2f}x as fast", flush=True)
         rows.append(row)
     return rows
 

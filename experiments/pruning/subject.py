@@ -65,9 +65,10 @@ class Subject:
     moments: MomentStore
     narrower: Narrower
     snapshots_s: float
+    ops: Precision  # what weightless operations of an int8 model run in
 
     @staticmethod
-    def open(bench: Path, name: str, home: Path) -> Subject:
+    def open(bench: Path, name: str, home: Path, ops: Precision = Precision.INT8) -> Subject:
         """Prepare a bench model as a search would, then find and refit its channel groups."""
         opened = Home.open(home)
         ready = prepare(load_spec(bench / f"{name}.yaml"), opened, Silent())
@@ -81,7 +82,7 @@ class Subject:
         if narrower is None:
             narrower = build_narrower(ready.model, moments.get, multiples=[MULTIPLE])
             store.save(narrower.snapshots)
-        return Subject(ready, opened, statistics, moments, narrower, time.perf_counter() - start)
+        return Subject(ready, opened, statistics, moments, narrower, time.perf_counter() - start, ops)
 
     @cached_property
     def corrector(self) -> OutputCorrector:
@@ -108,7 +109,7 @@ class Subject:
         )
 
     def int8(self, model: FloatModel, statistics: Statistics | None = None) -> ModelArtifact:
-        """Quantise every layer and op statically: u8 activations, nearest s8 weights per channel, min-max.
+        """Quantise every layer statically that can be: u8 activations, s8 weights per channel, min-max.
 
         Args:
             model: A float model; narrowed ones have layers and ops of the same names.
@@ -122,8 +123,10 @@ class Subject:
         builders = {name: LayerBuilder(layer, weights[name]) for name, layer in layers.items()}
         folder = self.home.root / "narrowed" / model.summary.digest
         stitcher = Stitcher(model, statistics, VariantStore(folder, builders), lambda layer, choice: True)
-        ops = {op.name: Precision.INT8 for op in model.summary.ops}
-        candidate = Candidate.of(dict.fromkeys(layers, Choice.of("int8")), ops)
+        ops = {op.name: self.ops for op in model.summary.ops}
+        int8 = Choice.of("int8")
+        legal = [name for name, layer in layers.items() if self.ready.target.judge(layer, int8).legal]
+        candidate = Candidate.of(dict.fromkeys(legal, int8), ops)
         return stitcher.assemble(candidate).artifact
 
     def outputs(self, artifact: ModelArtifact, split: Split) -> Floats:

@@ -25,7 +25,7 @@ from subject import Finish, Subject
 from autoq.assembly.assemble import layer_weights
 from autoq.assembly.narrowing import Narrower
 from autoq.core.artifacts import ModelArtifact
-from autoq.core.choices import Criterion
+from autoq.core.choices import Criterion, Precision
 from autoq.core.data import Array, Batch, Feed, Split
 from autoq.core.groups import ChannelGroup, GroupKind, Role
 from autoq.graph.find_groups import map_channels
@@ -80,7 +80,7 @@ def heads(subject: Subject) -> list[dict[str, Any]]:
 def units(subject: Subject) -> list[dict[str, Any]]:
     """Agreement with fewer feed-forward units in every layer, from snapshots and refitted layer by layer.
 
-    Speeds are those of models with all layers and operations in static int8, over the unpruned one.
+    Speeds are those of models with all products in static int8, over the unpruned one.
     """
     rows = []
     for share in UNIT_SHARES:
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     args = parser.parse_args()
-    subject = Subject.open(args.bench, "minilm", args.home)
+    subject = Subject.open(args.bench, "minilm", args.home, Precision.FLOAT)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in args.only or PARTS:
         results.setdefault("transformer", {})[name] = PARTS[name](subject)

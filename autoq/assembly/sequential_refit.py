@@ -103,10 +103,7 @@ class SequentialRefitter:
                     continue
                 for example, one in enumerate(rows, seen.first):
                     halves[example % 2].append(one)
-        return [
-            (np.concatenate(halves[0]), np.concatenate(halves[1])) if halves and all(halves) else None
-            for halves in found
-        ]
+        return [None if halves is None else _joined(*halves) for halves in found]
 
 
 @dataclass(frozen=True)
@@ -169,6 +166,13 @@ class _Site:
 
 _Halves = tuple[Floats, Floats]
 _Take = Callable[[_Site, SeenBatch, str], list[Floats] | None]
+
+
+def _joined(first: Sequence[Floats], second: Sequence[Floats]) -> _Halves | None:
+    """The vectors of both halves; None where one of them has none."""
+    if not (sum(map(len, first)) and sum(map(len, second))):
+        return None
+    return np.concatenate(first), np.concatenate(second)
 
 
 def _refit(

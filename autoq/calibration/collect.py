@@ -104,17 +104,23 @@ class _Summary:
     """What is collected tensor by tensor: histograms and per-channel maxima."""
 
     def __init__(self, values: Sequence[str], channel_axes: Mapping[str, int]) -> None:
-        self.tensors: dict[str, TensorSummary] = {}
         self.channel_maxima: dict[str, Floats] = {}
         self._values = values
         self._channel_axes = channel_axes
-        self._extents: dict[str, Extent] = {}
-        self._with_padding: set[str] = set()
+        self._whole: dict[str, TensorSummary] = {}
+        self._unpadded: dict[str, TensorSummary] = {}
+        self._with_padding: dict[str, None] = {}
+
+    @property
+    def tensors(self) -> dict[str, TensorSummary]:
+        """All tensors, without padding; with it, those that are nothing else."""
+        return {**self._whole, **self._unpadded}
 
     @property
     def padded(self) -> dict[str, Extent]:
         """The extents of tensors of which padding was left out."""
-        return {name: one for name, one in self._extents.items() if name in self._with_padding}
+        wholes = {name: self._whole[name] for name in self._with_padding}
+        return {name: Extent(one.low, one.high, one.n_values) for name, one in wholes.items()}
 
     def add(self, seen: SeenBatch) -> None:
         for name in self._values:
@@ -131,14 +137,19 @@ class _Summary:
             return
         try:
             whole = summarize(array)
-            fresh = whole if unpadded is None or not unpadded.size else summarize(unpadded)
+            fresh = whole if unpadded is None else summarize(unpadded) if unpadded.size else None
         except ValueError as error:
             raise _not_finite(name) from error
-        extent = Extent(whole.low, whole.high, whole.n_values)
-        self.tensors[name] = self.tensors[name].merge(fresh) if name in self.tensors else fresh
-        self._extents[name] = self._extents[name].merge(extent) if name in self._extents else extent
+        _merge(self._whole, name, whole)
+        if fresh is not None:
+            _merge(self._unpadded, name, fresh)
         if unpadded is not None:
-            self._with_padding.add(name)
+            self._with_padding[name] = None
+
+
+def _merge(summaries: dict[str, TensorSummary], name: str, fresh: TensorSummary) -> None:
+    known = summaries.get(name)
+    summaries[name] = fresh if known is None else known.merge(fresh)
 
 
 def _largest(name: str, array: Array, channel_axis: int) -> Floats:

@@ -8,8 +8,8 @@ output may change. Where the padding lies in a tensor is seen by what does chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from autoq.core.data import Array, Feed, Split
 
 Flags = npt.NDArray[np.bool_]
 _SEED = 20211
+_N_CONTENTS = 1024  # positions that padding is filled from
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +28,27 @@ class Mask:
     name: str
     marker: float  # the value that does
     masked: tuple[tuple[str, int], ...]  # inputs, and their axis of positions; the first is of examples
+    # What each of them holds where it is no padding, (vectors, ...).
+    contents: Mapping[tuple[str, int], Array] = field(default_factory=dict, compare=False)
 
     def padding(self, array: Array) -> Flags:
         """Tell the padding by the mask itself, shape (examples, positions)."""
         flags: Flags = _two_axes(array) == self.marker
         return flags
 
-    def refilled(self, feed: Feed) -> Feed:
-        """Return a feed whose padding holds what is found elsewhere in it."""
-        padding = self.padding(feed[self.name])
-        n_filled, n_others = np.count_nonzero(padding), np.count_nonzero(~padding)
-        if not n_filled or not n_others:
-            return feed
-        chosen, filled = np.random.default_rng(_SEED).integers(n_others, size=n_filled), dict(feed)
+    def refilled(self, feed: Feed, *, elsewhere: bool = False) -> Feed:
+        """Return a feed whose padding, or all that is none, holds what is found in the data elsewhere."""
+        flags = self.padding(feed[self.name])
+        changed = ~flags if elsewhere else flags
+        filled = dict(feed)
         for name, axis in self.masked:
-            filled[name] = feed[name].copy()
-            rows = np.moveaxis(filled[name], axis, 1)  # a view
-            rows[padding] = rows[~padding][chosen]
-        return filled
+            rows, contents = np.moveaxis(feed[name].copy(), axis, 1), self.contents[name, axis]
+            if rows.shape[2:] == contents.shape[1:]:
+                chosen = np.random.default_rng(_SEED).integers(len(contents), size=np.count_nonzero(changed))
+                rows[changed] = contents[chosen]
+                filled[name] = np.moveaxis(rows, 1, axis)
+        is_same = all(np.array_equal(filled[name], feed[name]) for name, _ in self.masked)
+        return feed if is_same else filled
 
 
 def possible_masks(split: Split) -> list[Mask]:
@@ -55,7 +59,10 @@ def possible_masks(split: Split) -> list[Mask]:
     for name, markers in values.items():
         others = (one for one, other in values.items() if not other) if markers else ()
         masked = tuple((one, axis) for one in others for axis in _position_axes(split, one, name))
-        found += [Mask(name, marker, masked) for marker in markers if masked]
+        for mask in (Mask(name, marker, masked) for marker in markers if masked):
+            contents = {(one, axis): _contents(split, mask, one, axis) for one, axis in masked}
+            if all(map(len, contents.values())):
+                found.append(replace(mask, contents=contents))
     return found
 
 
@@ -83,10 +90,14 @@ def padding_of(changed: Flags, example_axis: int, mask: Flags) -> Flags | None:
         mask: Padding of the inputs, (examples, positions).
 
     Returns:
-        Flags of all elements, a view; None if there are no such slices.
+        Flags of all elements; None if there are no such slices.
     """
-    covering = [one for one in _laid_out(mask, changed.shape, example_axis) if not (changed & ~one).any()]
-    return np.broadcast_to(min(covering, key=np.mean), changed.shape) if covering else None
+    found = []
+    for flags, axes in _laid_out(mask, changed.shape, example_axis):
+        if not (changed & ~flags).any():
+            # A channel that never changes does not come from what the mask is of.
+            found.append(flags & changed.any(axis=axes, keepdims=True))
+    return min(found, key=np.mean) if found else None
 
 
 def differing(one: Array, other: Array) -> Flags:
@@ -97,7 +108,9 @@ def differing(one: Array, other: Array) -> Flags:
     return flags
 
 
-def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterator[Flags]:
+def _laid_out(
+    mask: Flags, shape: tuple[int, ...], example_axis: int
+) -> Iterator[tuple[Flags, tuple[int, ...]]]:
     """Lay a mask along the axes of a tensor that can be its own; what comes of it broadcasts."""
     n_examples, n_positions = mask.shape
     n_merged, rest = divmod(shape[example_axis], n_examples)
@@ -105,16 +118,28 @@ def _laid_out(mask: Flags, shape: tuple[int, ...], example_axis: int) -> Iterato
         return
     if n_merged == n_positions:
         for order in (mask, mask.T):
-            yield _spread(order.reshape(-1), (example_axis,), len(shape))
+            yield _spread(order.reshape(-1), (example_axis,), len(shape)), (example_axis,)
     repeated = mask.repeat(n_merged, axis=0)
     for axis, size in enumerate(shape):
         if size == n_positions and axis != example_axis:
-            yield _spread(repeated, (example_axis, axis), len(shape))
+            yield _spread(repeated, (example_axis, axis), len(shape)), (example_axis, axis)
 
 
 def _spread(flags: Flags, axes: Sequence[int], n_axes: int) -> Flags:
     ordered = flags if list(axes) == sorted(axes) else flags.T
     return np.expand_dims(ordered, [axis for axis in range(n_axes) if axis not in axes])
+
+
+def _contents(split: Split, mask: Mask, name: str, axis: int) -> Array:
+    """What an input holds where it is no padding, from the first examples."""
+    found: list[Array] = []
+    for flags, array in zip(_arrays(split, mask.name), _arrays(split, name), strict=True):
+        fresh = np.moveaxis(array, axis, 1)[~mask.padding(flags)][:_N_CONTENTS]
+        if not found or fresh.shape[1:] == found[0].shape[1:]:
+            found.append(fresh)
+        if sum(map(len, found)) >= _N_CONTENTS:
+            break
+    return np.concatenate(found)
 
 
 def _arrays(split: Split, name: str) -> Iterator[Array]:

@@ -29,11 +29,6 @@ class Extent:
     high: float
     n_values: int  # over all examples
 
-    def merge(self, other: Extent) -> Extent:
-        """Return the extent of both."""
-        low, high = min(self.low, other.low), max(self.high, other.high)
-        return Extent(low, high, self.n_values + other.n_values)
-
 
 @dataclass(frozen=True)
 class Statistics:

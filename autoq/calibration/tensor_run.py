@@ -158,25 +158,26 @@ class TensorRun:
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
             n_examples = len(next(iter(full.values())))
             arrays = self._arrays(full)
-            found = [(mask, self._refilled(full, arrays, mask)) for mask in self._masks]
+            found = [(mask, self._rerun(full, arrays, mask.refilled(full))) for mask in self._masks]
             refilled = tuple((mask.padding(full[mask.name]), others) for mask, others in found if others)
             yield SeenBatch(arrays, self._example_axes, done, n_examples, n_real, refilled)
             done += n_real
 
     def ignores(self, mask: Mask) -> bool:
-        """Whether none of `unread_by` changes with other contents in what may be padding."""
-        seen = False
+        """Whether `unread_by` changes with other contents, but not with those of what may be padding."""
+        ignored = is_read = False
         for feed in most_padded(self._split, mask, _N_PROBED).feeds(self._size):
             full = feed if self._fixed is None else pad_batch(feed, self._fixed)
-            others = self._refilled(full, self._arrays(full), mask)
+            arrays = self._arrays(full)
+            others = self._rerun(full, arrays, mask.refilled(full))
             if others is None:
                 return False
-            seen |= bool(others)
-        return seen
+            ignored |= bool(others)
+            is_read = is_read or self._rerun(full, arrays, mask.refilled(full, elsewhere=True)) is None
+        return ignored and is_read
 
-    def _refilled(self, feed: Feed, arrays: Mapping[str, Array], mask: Mask) -> dict[str, Array] | None:
-        """Run a batch with other contents in the padding: {} if it has none, None if something changes."""
-        refilled = mask.refilled(feed)
+    def _rerun(self, feed: Feed, arrays: Mapping[str, Array], refilled: Feed) -> dict[str, Array] | None:
+        """Run a batch with other contents: {} if they are the same, None if `unread_by` changes."""
         if refilled is feed:
             return {}
         try:
@@ -207,7 +208,7 @@ class TensorRun:
 
 
 def find_masks(model: FloatModel, split: Split) -> tuple[Mask, ...]:
-    """Find the inputs that mark padding: with other contents there, every output is what it was.
+    """Find the inputs that mark padding: other contents change outputs, but not where it is.
 
     Models whose outputs are all integers are not asked: a label may stay what it is by chance.
 
@@ -223,7 +224,7 @@ def find_masks(model: FloatModel, split: Split) -> tuple[Mask, ...]:
     found: dict[str, Mask] = {}
     for mask in possible:
         masked = tuple(one for one in mask.masked if run.ignores(replace(mask, masked=(one,))))
-        if masked:
+        if masked and (len(masked) == 1 or run.ignores(replace(mask, masked=masked))):
             found.setdefault(mask.name, replace(mask, masked=masked))
     return tuple(found.values())
 

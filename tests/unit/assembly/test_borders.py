@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoq.assembly.borders import Border, find_borders
-from autoq.calibration.statistics import Statistics
+from autoq.calibration.statistics import Extent, Statistics
 from autoq.calibration.summaries import summarize
 from autoq.graph.blocks import Block, BlockKind
 from autoq.testing.bench import build_bench
@@ -70,3 +70,10 @@ def test_elements_are_of_one_example(n_examples: int, elements: float) -> None:
     statistics = Statistics({"a_out": summarize(np.ones(40, np.float32))}, n_examples, 0.0)
     (border,) = find_borders([layer("a", "input"), layer("b", "a_out")], statistics)
     assert border.elements == elements
+
+
+def test_conversions_meet_padding_too() -> None:
+    summaries, padded = {"a_out": summarize(np.ones(40, np.float32))}, {"a_out": Extent(-1.0, 1.0, 160)}
+    statistics = Statistics(summaries, 4, 0.0, padded=padded)
+    (border,) = find_borders([layer("a", "input"), layer("b", "a_out")], statistics)
+    assert border.elements == 40.0

@@ -90,20 +90,22 @@ def test_no_other_input_is_a_mask(feed: Feed) -> None:
 
 
 def test_padding_gets_the_contents_of_other_positions_and_nothing_else_changes() -> None:
-    feed, mask = sentences(), Mask("mask", 0, (("tokens", 1),))
-    before = feed["tokens"].copy()
-    filled, padding = mask.refilled(feed), feed["mask"] == 0
-    np.testing.assert_array_equal(feed["tokens"], before)
-    np.testing.assert_array_equal(filled["mask"], feed["mask"])
-    np.testing.assert_array_equal(filled["tokens"][~padding], before[~padding])
-    assert (filled["tokens"][padding] != PAD).all()
     frames = np.random.default_rng(1).standard_normal((11, 3, 12))
-    filled_frames = Mask("mask", 0, (("frames", 2),)).refilled(feed | {"frames": frames})["frames"]
-    same = np.all(filled_frames == frames, axis=1)
-    np.testing.assert_array_equal(same, ~padding)
-    for value in (0, 1):  # nothing to fill it with, nothing to be filled
-        alike = feed | {"mask": np.full_like(feed["mask"], value)}
-        assert mask.refilled(alike) is alike
+    feed = sentences() | {"frames": frames}
+    before, padding = {name: array.copy() for name, array in feed.items()}, feed["mask"] == 0
+    [mask] = [one for one in possible_masks(split_of(feed)) if one.marker == 0]
+    filled, elsewhere = mask.refilled(feed), mask.refilled(feed, elsewhere=True)
+    for name, array in before.items():
+        np.testing.assert_array_equal(feed[name], array)
+    for one, kept in ((filled, ~padding), (elsewhere, padding)):
+        np.testing.assert_array_equal(one["mask"], before["mask"])
+        np.testing.assert_array_equal(one["tokens"][kept], before["tokens"][kept])
+        assert (one["tokens"][~kept] != PAD).all()
+        np.testing.assert_array_equal(np.all(one["frames"] == frames, axis=1)[padding], kept[padding])
+        np.testing.assert_array_equal(one["frames"].transpose(0, 2, 1)[kept], frames.transpose(0, 2, 1)[kept])
+    nothing, all_of_it = (feed | {"mask": np.full_like(feed["mask"], value)} for value in (1, 0))
+    assert mask.refilled(nothing) is nothing
+    assert (mask.refilled(all_of_it)["tokens"] != PAD).all()
 
 
 def test_a_mask_is_tried_on_the_examples_that_it_leaves_the_least_of() -> None:
@@ -155,7 +157,14 @@ def test_scores_between_positions_have_no_padding_before_the_mask() -> None:
         np.broadcast_to(one, scores.shape) for one in (mask[:, None, :, None], mask[:, None, None])
     )
     found = padding_of(rows & ~columns, 0, mask)  # behind the mask keys of padding weigh nothing
-    np.testing.assert_array_equal(found, rows)
+    np.testing.assert_array_equal(found, rows & (np.arange(5) < 3))
+
+
+def test_channels_that_never_change_are_no_padding() -> None:
+    mask = np.arange(5) >= np.array([2, 5, 1, 3])[:, None]
+    changed = mask[..., None] & np.array([True, False, True])
+    for one in (changed, changed.reshape(20, 3)):
+        np.testing.assert_array_equal(padding_of(one, 0, mask), one)
 
 
 def test_an_input_is_a_mask_if_no_output_reads_what_it_marks() -> None:
@@ -218,11 +227,52 @@ def as_many_rows_as_are_found() -> onnx.ModelProto:
     return net.build(["rows"], logits=(net.gemm(pooled, "fc", 8, 4), ("batch", 4)), rows=(rows, ("found", 2)))
 
 
+def saturated() -> onnx.ModelProto:
+    """What is read does not show: the output is 1 whatever comes."""
+    net = GraphBuilder()
+    tokens, kinds = (
+        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
+    )
+    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    x = net.node("Add", net.node("Gather", table, tokens), net.node("Gather", table, kinds))
+    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
+    offset = net.constant("offset", np.full(4, 100.0))
+    scores = net.node("Sigmoid", net.node("Add", net.gemm(pooled, "fc", 8, 4), offset))
+    return net.build(scores=(scores, ("batch", 4)))
+
+
 @pytest.mark.parametrize(
-    "make", [kinds_are_read, every_position_is_an_output, labelled, as_many_rows_as_are_found]
+    "make", [kinds_are_read, every_position_is_an_output, labelled, as_many_rows_as_are_found, saturated]
 )
 def test_what_an_output_depends_on_is_no_padding(make: Callable[[], onnx.ModelProto]) -> None:
     assert masks_of(make, sentences()) == []
+
+
+def with_kinds(read: bool) -> onnx.ModelProto:
+    """Padding is where the mask is 1; kinds of tokens are all 0."""
+    net = GraphBuilder()
+    names = ("kinds", "tokens", "mask")
+    kinds, tokens, mask = (net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in names)
+    table, kind = (
+        net.constant(f"{name}.weight", net.rng.standard_normal((N_TOKENS, 8))) for name in ("table", "kind")
+    )
+    x = net.node("Add", net.node("Gather", table, tokens), net.node("Gather", kind, kinds))
+    keep = net.node("Sub", net.constant("all", 1.0), net.node("Cast", mask, to=TensorProto.FLOAT))
+    if not read:
+        x = net.node("Mul", x, net.node("Unsqueeze", keep, net.constant("last", [2], np.int64)))
+    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
+    scores = net.node(
+        "Add", net.gemm(pooled, "fc", 8, 4), net.node("ReduceMean", keep, net.constant("axis", [1], np.int64))
+    )
+    return net.build(logits=(scores, ("batch", 4)))
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_an_input_that_is_always_the_same_tells_nothing_of_a_mask(read: bool) -> None:
+    feed = sentences() | {"kinds": np.zeros((11, 12), np.int64)}
+    feed["mask"] = 1 - feed["mask"]
+    found = find_masks(model_of(with_kinds(read)), split_of(feed))
+    assert found == (() if read else (Mask("mask", 1, (("tokens", 1),)),))
 
 
 def masked_lookup(n_tokens: int = 2 * N_TOKENS) -> onnx.ModelProto:
@@ -250,7 +300,7 @@ def test_a_batch_whose_output_depends_on_padding_is_counted_whole(monkeypatch: p
     model, feed = model_of(kinds_are_read()), sentences()
     values = quantizable_values(find_blocks(model.graph))
     expected = collect_statistics(model, values, split_of(feed))
-    monkeypatch.setattr(collect, "find_masks", lambda model, split: (Mask("mask", 0, (("tokens", 1),)),))
+    monkeypatch.setattr(collect, "find_masks", lambda model, split: possible_masks(split)[:1])
     found = collect_statistics(model, values, split_of(feed))
     assert found.padding == {}
     for name, one in expected.tensors.items():
@@ -276,15 +326,16 @@ def two_towers() -> onnx.ModelProto:
     return net.build(logits=(net.gemm(net.node("Add", *pooled), "fc", 8, 4), ("batch", 4)))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("n_others", [(0, 5), (3, 0), (12, 4)])
 def test_a_mask_marks_padding_in_what_depends_on_its_own_inputs_alone(
-    n_others: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    n_others: tuple[int, int], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the other sequence is empty, its padding is everywhere."""
     model, feed = model_of(two_towers()), sentences(np.array([7, 12, 7, 12]))
     other_mask = (np.arange(12) < np.tile(n_others, 2)[:, None]).astype(np.int64)
     feed |= {"others": sentences(np.full(4, 12), seed=3)["tokens"], "other_mask": other_mask}
-    monkeypatch.setattr(tensor_run, "_MAX_BATCH", 2)
+    monkeypatch.setattr(tensor_run, "_MAX_BATCH", batch)
     found = collect_statistics(model, quantizable_values(find_blocks(model.graph)), split_of(feed))
     assert found.tensors["matmul_5"].n_values == 4 * 12 * 12  # scores, before any mask
     assert found.tensors["add_3"].n_values == 8 * (7 + 12 + 7 + 12)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autoq.calibration.statistics import (
+    Extent,
     Statistics,
     load_channel_maxima,
     load_statistics,
@@ -24,7 +25,7 @@ def statistics() -> Statistics:
     arrays = {"a/b:0": rng.standard_normal(100), "ä": -rng.uniform(size=7), "zero": np.zeros(3)}
     maxima = {"a/b:0": np.array([1.5, 0.0, 2.0], np.float32), "ä": np.array([0.25], np.float32)}
     summaries = {name: summarize(array) for name, array in arrays.items()}
-    return Statistics(summaries, 17, 1.25, maxima, {"mask": 0.75})
+    return Statistics(summaries, 17, 1.25, maxima, {"mask": 0.75}, {"ä": Extent(-2.5, 3.0, 99)})
 
 
 def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> None:
@@ -34,6 +35,9 @@ def test_what_was_saved_is_loaded(statistics: Statistics, tmp_path: Path) -> Non
     assert loaded is not None
     assert (loaded.n_examples, loaded.seconds) == (17, 1.25)
     assert loaded.padding == {"mask": 0.75}
+    assert loaded.padded == {"ä": Extent(-2.5, 3.0, 99)}
+    assert loaded.extent("ä") == Extent(-2.5, 3.0, 99)
+    assert loaded.extent("zero") == Extent(0.0, 0.0, 3)
     assert list(loaded.tensors) == list(statistics.tensors)
     for name, tensor in statistics.tensors.items():
         same = loaded.tensors[name]

@@ -3,7 +3,8 @@
 Sentences of a batch are filled up to one length, and a mask says where. What a model computes there is read
 by nothing, yet there may be more of it than of the rest: kept in the statistics, it would choose ranges,
 roundings and units. Whether an input is such a mask is found by filling the padding with other contents: no
-output may change. Where the padding lies in a tensor is seen by what does change.
+output may change, as one has to if the rest is filled instead. Where the padding lies in a tensor is seen by
+what does change.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class SeenBatch:
         return self._cut(self.arrays[name])
 
     def unpadded(self, name: str) -> Array | None:
-        """The values of `real` that are no padding, in one row; None if all are."""
+        """The values of `real` that are no padding, in one row; None if there is no padding."""
         padding = self._padding(name)
         return None if padding is None else self.real(name)[~self._cut(padding)]
 

@@ -171,26 +171,30 @@ def test_an_input_is_a_mask_if_no_output_reads_what_it_marks() -> None:
     assert masks_of(sentence_embedder, sentences()) == [("mask", 0)]
 
 
+def tokens_and_mask() -> tuple[GraphBuilder, str, str, str]:
+    """A model with both for inputs, and a table of 8 channels."""
+    net = GraphBuilder()
+    names = ("tokens", "mask")
+    tokens, mask = (net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in names)
+    return net, tokens, mask, net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+
+
+def scores_of_mean(net: GraphBuilder, x: str) -> str:
+    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
+    return net.gemm(pooled, "fc", 8, 4)
+
+
 def kinds_are_read() -> onnx.ModelProto:
     """Two kinds of tokens, and the mean over all of them."""
-    net = GraphBuilder()
-    tokens, kinds = (
-        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
-    )
-    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    net, tokens, kinds, table = tokens_and_mask()
     kind = net.constant("kind.weight", net.rng.standard_normal((2, 8)))
     x = net.node("Add", net.node("Gather", table, tokens), net.node("Gather", kind, kinds))
-    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
-    return net.build(logits=(net.gemm(pooled, "fc", 8, 4), ("batch", 4)))
+    return net.build(logits=(scores_of_mean(net, x), ("batch", 4)))
 
 
 def every_position_is_an_output() -> onnx.ModelProto:
     """Padding has scores too: a metric may count them."""
-    net = GraphBuilder()
-    tokens, mask = (
-        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
-    )
-    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    net, tokens, mask, table = tokens_and_mask()
     weight = net.node(
         "Unsqueeze", net.node("Cast", mask, to=TensorProto.FLOAT), net.constant("axis", [2], np.int64)
     )
@@ -201,43 +205,28 @@ def every_position_is_an_output() -> onnx.ModelProto:
 
 def labelled() -> onnx.ModelProto:
     """The only output is a class: it may stay what it is whatever changes."""
-    net = GraphBuilder()
-    tokens, mask = (
-        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
-    )
-    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    net, tokens, mask, table = tokens_and_mask()
     kept = net.node("Gather", table, net.node("Mul", tokens, mask))
-    pooled = net.node("ReduceMean", kept, net.constant("axes", [1], np.int64), keepdims=0)
-    scores = net.gemm(pooled, "fc", 8, 4)
-    return net.build(["label"], label=(net.node("ArgMax", scores, axis=1, keepdims=0), ("batch",)))
+    label = net.node("ArgMax", scores_of_mean(net, kept), axis=1, keepdims=0)
+    return net.build(["label"], label=(label, ("batch",)))
 
 
 def as_many_rows_as_are_found() -> onnx.ModelProto:
     """The size of an output depends on what is in the padding."""
-    net = GraphBuilder()
-    tokens, mask = (
-        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
-    )
-    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    net, tokens, mask, table = tokens_and_mask()
     x = net.node("Gather", table, net.node("Mul", tokens, mask))
-    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
     rows = net.node(
         "Transpose", net.node("NonZero", net.node("Equal", tokens, net.constant("pad", PAD, np.int64)))
     )
-    return net.build(["rows"], logits=(net.gemm(pooled, "fc", 8, 4), ("batch", 4)), rows=(rows, ("found", 2)))
+    return net.build(["rows"], logits=(scores_of_mean(net, x), ("batch", 4)), rows=(rows, ("found", 2)))
 
 
 def saturated() -> onnx.ModelProto:
     """What is read does not show: the output is 1 whatever comes."""
-    net = GraphBuilder()
-    tokens, kinds = (
-        net.input(name, "batch", "length", dtype=TensorProto.INT64) for name in ("tokens", "mask")
-    )
-    table = net.constant("table.weight", net.rng.standard_normal((N_TOKENS, 8)))
+    net, tokens, kinds, table = tokens_and_mask()
     x = net.node("Add", net.node("Gather", table, tokens), net.node("Gather", table, kinds))
-    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
     offset = net.constant("offset", np.full(4, 100.0))
-    scores = net.node("Sigmoid", net.node("Add", net.gemm(pooled, "fc", 8, 4), offset))
+    scores = net.node("Sigmoid", net.node("Add", scores_of_mean(net, x), offset))
     return net.build(scores=(scores, ("batch", 4)))
 
 
@@ -260,9 +249,8 @@ def with_kinds(read: bool) -> onnx.ModelProto:
     keep = net.node("Sub", net.constant("all", 1.0), net.node("Cast", mask, to=TensorProto.FLOAT))
     if not read:
         x = net.node("Mul", x, net.node("Unsqueeze", keep, net.constant("last", [2], np.int64)))
-    pooled = net.node("ReduceMean", x, net.constant("axes", [1], np.int64), keepdims=0)
     scores = net.node(
-        "Add", net.gemm(pooled, "fc", 8, 4), net.node("ReduceMean", keep, net.constant("axis", [1], np.int64))
+        "Add", scores_of_mean(net, x), net.node("ReduceMean", keep, net.constant("axis", [1], np.int64))
     )
     return net.build(logits=(scores, ("batch", 4)))
 
